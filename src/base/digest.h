@@ -1,12 +1,12 @@
 #pragma once
 // A running 64-bit digest of bytes (FNV-1a over 8-byte words, then mixed): names a stream of bits in receipts, tests
 // and the last line of `isobit run`. Not cryptographic.
+#include <fmt/format.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <string>
-
-#include <fmt/format.h>
 
 namespace isobit {
 

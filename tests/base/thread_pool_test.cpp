@@ -33,7 +33,10 @@ TEST(ThreadPool, ManyShortLoopsInARow) {
 
 TEST(ThreadPool, FirstExceptionReachesTheCallerAndThePoolLivesOn) {
   ThreadPool pool(2);
-  EXPECT_THROW(pool.parallel_for(100, [](int, int64_t i) { if (i == 7) throw std::runtime_error("seven"); }),
+  EXPECT_THROW(pool.parallel_for(100,
+                                 [](int, int64_t i) {
+                                   if (i == 7) throw std::runtime_error("seven");
+                                 }),
                std::runtime_error);
   std::atomic<int> n{0};
   pool.parallel_for(10, [&](int, int64_t) { n++; });
