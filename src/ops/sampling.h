@@ -1,0 +1,72 @@
+#pragma once
+// Sampling on a pool of slots. A slot carries one sequence's settings and token counts, written only when the slot
+// changes.
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace isobit {
+
+constexpr int kMaxTopLogprobs = 20;
+
+struct SamplingParams {
+  float temperature = 1.0f;         // 0: argmax, lowest id
+  int32_t top_k = 0;                // 0, -1 or >= vocabulary: off
+  float top_p = 1.0f;               // (0, 1]; 1: off
+  float min_p = 0.0f;               // [0, 1); 0: off
+  float repetition_penalty = 1.0f;  // > 0; counts prompt and output
+  float presence_penalty = 0.0f;    // [-2, 2]; counts the output
+  float frequency_penalty = 0.0f;   // [-2, 2]; counts the output
+  uint64_t seed = 0;
+  uint32_t choice = 0;  // index of this sequence among n choices of one request
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  int32_t top_logprobs = -1;        // -1: none; 0: the chosen token's; up to 20
+  bool processed_logprobs = false;  // of the logits after bias, penalties and temperature, rather than the raw ones
+
+  // Throws Error naming the parameter, its value and its range.
+  void check(int64_t vocab) const;
+};
+
+class SamplerSlots {
+ public:
+  virtual ~SamplerSlots() = default;
+  // Starts a sequence in a slot: its settings, and its prompt for the repetition penalty.
+  virtual void assign(int slot, const SamplingParams& params, std::span<const int32_t> prompt) = 0;
+  virtual void release(int slot) = 0;
+  virtual int slots() const = 0;
+  virtual int64_t vocab() const = 0;
+};
+
+enum SampleStatus : int32_t { kSampled = 0, kNotFinite = 1 };  // kNotFinite: a NaN, +infinity, or no finite logit
+
+// One token per row, rules N12 to N17. A row depends on its logits, its slot and its position, on nothing else.
+struct SampleArgs {
+  const float* logits = nullptr;       // [rows, vocab], not changed
+  const int32_t* slots = nullptr;      // [rows]; negative: padding, nothing is written
+  const int32_t* positions = nullptr;  // [rows]: of the token being sampled, counted from the sequence's start
+  int64_t rows = 0, vocab = 0;
+  bool count_output = true;       // add the token to the slot's output counts
+  int32_t* tokens = nullptr;      // out [rows]
+  float* logprobs = nullptr;      // out [rows], or null; written where the slot asks for log-probabilities
+  int32_t* top_ids = nullptr;     // out [rows, kMaxTopLogprobs], best first, -1 beyond the slot's number; or null
+  float* top_logprobs = nullptr;  // out [rows, kMaxTopLogprobs]
+  int32_t* status = nullptr;      // out [rows]: SampleStatus
+
+  void check() const;
+};
+
+// Log-probabilities of given tokens, rule N14, raw logits: out[i] = ln p(targets[i] | row i). A negative target is
+// skipped.
+struct LogProbArgs {
+  const float* logits = nullptr;     // [rows, vocab]
+  const int32_t* targets = nullptr;  // [rows]
+  int64_t rows = 0, vocab = 0;
+  float* out = nullptr;       // [rows]
+  int32_t* best = nullptr;    // out [rows]: argmax, lowest id; or null
+  int32_t* status = nullptr;  // out [rows]
+
+  void check() const;
+};
+
+}  // namespace isobit
