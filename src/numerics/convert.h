@@ -47,8 +47,7 @@ ISOBIT_HD uint8_t f32_to_e4m3(float x) {
   if (a >= 0x43e00000) return static_cast<uint8_t>(sign | 0x7e);  // at least 448
   if (a >= 0x3c800000) {                                          // at least 2^-6: a normal e4m3
     const uint32_t r = a + 0x7ffff + ((a >> 20) & 1);
-    const uint32_t v = (r - 0x3c000000) >> 20;
-    return static_cast<uint8_t>(sign | (v > 0x7e ? 0x7e : v));
+    return static_cast<uint8_t>(sign | ((r - 0x3c000000) >> 20));
   }
   const float sum = fadd(from_bits(a), 16384.0f);  // its last bit is 2^-9, the quantum of subnormals
   return static_cast<uint8_t>(sign | (bits(sum) - 0x46800000));

@@ -3,12 +3,15 @@
 // no flush to zero. Results do not depend on compiler flags: a product is pinned in a register before anything can fuse
 // with it. The same source serves host and device.
 #include <bit>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
-#ifdef __FAST_MATH__
-#error "isobit: -ffast-math and -Ofast break the contract; remove them"
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "isobit: -ffast-math, -Ofast and -ffinite-math-only break the contract; remove them"
 #endif
+static_assert(FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16,
+              "isobit: float and double must be computed in their own precision (SSE2, not x87)");
 
 #ifdef __CUDACC__
 #define ISOBIT_HD __host__ __device__ inline
@@ -90,6 +93,14 @@ ISOBIT_HD double dfma(double a, double b, double c) { return std::fma(a, b, c); 
 constexpr uint32_t kNaN32 = 0x7fffffff;
 constexpr uint16_t kNaN16 = 0x7fff;  // bf16 and f16
 constexpr uint32_t kInf32 = 0x7f800000;
+
+// Whether this thread rounds to nearest and keeps subnormals. False where a library linked with -ffast-math has set
+// flush-to-zero behind our back.
+ISOBIT_HD bool environment_is_ieee() {
+  const float tiny = pin(from_bits(1)), one = pin(1.0f), half_ulp = pin(0x1p-24f);
+  return bits(fadd(tiny, tiny)) == 2 && bits(fmul(from_bits(0x00800000), pin(0.5f))) == 0x00400000 &&
+         fadd(one, half_ulp) == 1.0f && fadd(-one, -half_ulp) == -1.0f && fadd(one, fmul(pin(1.5f), half_ulp)) > 1.0f;
+}
 
 ISOBIT_HD bool is_nan(float x) { return (bits(x) & 0x7fffffff) > kInf32; }
 

@@ -34,9 +34,10 @@ ISOBIT_HD uint64_t candidate_key(float z, uint32_t id) {
   return (static_cast<uint64_t>(order_key(z)) << 32) | (0xffffffffu - id);
 }
 
-// RN(p·2^32), p in (0, 1].
+// RN(p·2^32), p in (0, 1), at least 1 so that the best token always stays. p = 1 is no filter and never gets here.
 ISOBIT_HD uint64_t top_p_threshold(float p) {
-  return static_cast<uint64_t>(round_even(static_cast<double>(p) * 0x1p32));
+  const uint64_t t = static_cast<uint64_t>(round_even(dmul(static_cast<double>(p), 0x1p32)));
+  return t == 0 ? 1 : t;
 }
 
 // top-p keeps a token while mass_before · 2^32 < threshold · total, in 128 bits; total is the mass that top-k left.
