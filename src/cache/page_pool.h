@@ -1,0 +1,30 @@
+#pragma once
+// Reference-counted pages of the KV cache. The pool knows page numbers only; the memory is KvPages'.
+#include <cstdint>
+#include <vector>
+
+namespace isobit {
+
+using PageId = int32_t;
+
+class PagePool {
+ public:
+  explicit PagePool(int32_t pages);
+
+  // A free page with one reference, or -1 when none is free.
+  PageId allocate();
+  void retain(PageId page);
+  // Drops a reference; the last one frees the page.
+  void release(PageId page);
+
+  int32_t references(PageId page) const;
+  int32_t total() const { return static_cast<int32_t>(references_.size()); }
+  int32_t free() const { return static_cast<int32_t>(free_.size()); }
+
+ private:
+  void check(PageId page) const;
+  std::vector<int32_t> references_;
+  std::vector<PageId> free_;  // a stack: the page freed last is given out first, while it is warm
+};
+
+}  // namespace isobit
