@@ -1,0 +1,111 @@
+#pragma once
+// Continuous batching over one model: requests come and go between steps, and none of it moves another's bits.
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+
+#include "cache/page_pool.h"
+#include "cache/prefix_tree.h"
+#include "engine/request.h"
+#include "models/decoder.h"
+#include "ops/backend.h"
+#include "weights/checkpoint.h"
+
+namespace isobit {
+
+struct EngineOptions {
+  int32_t context = 0;            // tokens a sequence may have; 0: 4096 or the model's limit, whichever is less
+  int32_t max_requests = 8;       // sequences running at once
+  int32_t tokens_per_step = 512;  // computed in one step, decodes and prefill chunks together
+  int32_t chunk = 0;              // longest prefill chunk; 0: as the step allows
+  int32_t page_size = 16;
+  int32_t pages = 0;  // of the KV cache; 0: enough for `max_requests` full contexts, at most 1/4 of free memory
+  bool prefix_cache = true;
+  Progress progress;  // while weights load
+};
+
+struct EngineStats {
+  int64_t steps = 0, computed_tokens = 0, sampled_tokens = 0, cached_tokens = 0, preemptions = 0, evicted_pages = 0;
+  int32_t running = 0, waiting = 0, pages_total = 0, pages_free = 0, pages_cached = 0;
+};
+
+class Engine {
+ public:
+  // Throws Error for a model that cannot be run or memory that does not suffice.
+  Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoint> file, const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Throws Error(kInvalidArgument) that names the value and the limit; what is accepted always ends in a Result.
+  RequestId submit(Request request);
+  void cancel(RequestId id);
+  // One step of the model over whatever is running. False when there was nothing to do.
+  bool step();
+  void run_until_idle();
+  // The result of a finished request, once; nothing while it runs.
+  std::optional<Result> take(RequestId id);
+
+  // Drops every cached prefix that no running sequence uses.
+  void flush_prefix_cache();
+
+  const ModelConfig& config() const { return config_; }
+  const Checkpoint& file() const { return *file_; }
+  const EngineOptions& options() const { return options_; }
+  Backend& backend() { return *backend_; }
+  Decoder& decoder() { return *decoder_; }
+  EngineStats stats() const;
+  size_t kv_bytes() const { return pages_->bytes(); }
+
+  // Where each row of the step being run belongs, for a tracer: the sequence and its position.
+  struct RowOrigin {
+    RequestId request = 0;
+    int32_t position = 0;
+  };
+  const std::vector<RowOrigin>& step_rows() const { return step_rows_; }
+
+ private:
+  struct Sequence;
+  struct Part;  // what one step computes of one sequence
+
+  void admit();
+  void attach_prefix(Sequence& s);
+  std::vector<Part> schedule();
+  bool reserve(Sequence& s, int32_t tokens);
+  bool make_room(const Sequence& wanting);
+  void preempt(Sequence& s);
+  void fill_inputs(const std::vector<Part>& parts);
+  void run(const std::vector<Part>& parts);
+  void observe_logits(const std::vector<Part>& parts);
+  void score_prompt(const Part& part, const float* logits, int32_t first, int32_t rows);
+  void collect(const std::vector<Part>& parts);
+  void accept_token(Sequence& s, const TokenOutput& out);
+  void finish(Sequence& s, FinishReason reason, std::string error = {});
+  void cache_pages(Sequence& s);
+  void retire();
+
+  EngineOptions options_;
+  std::shared_ptr<const Checkpoint> file_;
+  ModelConfig config_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<KvPages> pages_;
+  std::unique_ptr<PagePool> pool_;
+  std::unique_ptr<PrefixTree> tree_;
+  std::unique_ptr<SamplerSlots> slots_;
+  std::vector<int32_t> free_slots_;
+  std::deque<std::unique_ptr<Sequence>> waiting_;   // by priority, then arrival
+  std::vector<std::unique_ptr<Sequence>> running_;  // by arrival
+  std::map<RequestId, Result> finished_;
+  std::vector<RowOrigin> step_rows_;
+  EngineStats stats_;
+  RequestId next_id_ = 1;
+
+  // Host and backend sides of a step's sampling, made once.
+  struct SampleBuffers {
+    Buffer slots, positions, tokens, logprobs, top_ids, top_logprobs, status, targets, best, scores;
+  } sample_;
+};
+
+}  // namespace isobit
