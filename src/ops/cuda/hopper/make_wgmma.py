@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Writes wgmma_shapes.inc: the m64nNk16 instruction for each N, as inline assembly needs every register spelled out.
+
+Usage: make_wgmma.py > wgmma_shapes.inc
+"""
+
+SHAPES = [8, 16, 24, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256]
+
+
+def wrap(items, indent, width=118):
+    lines, line = [], indent
+    for i, item in enumerate(items):
+        piece = item + ("," if i + 1 < len(items) else "")
+        if len(line) + len(piece) + 1 > width:
+            lines.append(line.rstrip())
+            line = indent
+        line += piece + " "
+    lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def instruction(n, a_in_registers, kind):
+    regs = n // 2
+    a = "{%%%d, %%%d, %%%d, %%%d}" % tuple(range(regs, regs + 4)) if a_in_registers else "%%%d" % regs
+    b = regs + (4 if a_in_registers else 1)
+    flags = "p, 1, 1, %%%d" % (b + 2) if a_in_registers else "p, 1, 1, 0, %%%d" % (b + 2)
+    lines, line = [], ""
+    for i in range(regs):
+        piece = "%%%d" % i + (", " if i + 1 < regs else "")
+        if len(line) + len(piece) > 100:
+            lines.append('        "%s"' % line)
+            line = ""
+        line += piece
+    lines.append('        "%s"' % line)
+    text = '        "{ .reg .pred p; setp.ne.b32 p, %%%d, 0;\\n"\n' % (b + 1)
+    text += '        "wgmma.mma_async.sync.aligned.m64n%dk16.f32.%s.%s {"\n' % (n, kind, kind)
+    text += "\n".join(lines) + "\n"
+    text += '        "}, %s, %%%d, %s; }"\n' % (a, b, flags)
+    text += "        :\n" + wrap(['"+f"(d[%d])' % i for i in range(regs)], "        ") + "\n"
+    if a_in_registers:
+        inputs = ['"r"(a[%d])' % i for i in range(4)] + ['"l"(b)', '"r"(accumulate)', '"n"(kTransposeB)']
+    else:
+        inputs = ['"l"(a)', '"l"(b)', '"r"(accumulate)', '"n"(kTransposeB)']
+    text += "        :\n" + wrap(inputs, "        ")
+    return "    asm volatile(\n%s);" % text
+
+
+def main():
+    print("// Written by make_wgmma.py; do not edit.")
+    print("// clang-format off")
+    for n in SHAPES:
+        print("template <>\nstruct WgmmaShape<%d> {" % n)
+        for a_in_registers, a in ((False, "uint64_t a"), (True, "const uint32_t (&a)[4]")):
+            print("  template <numerics::Operand kKind, int kTransposeB>")
+            print("  __device__ static void run(float (&d)[%d], %s, uint64_t b, int accumulate) {" % (n // 2, a))
+            print("    if constexpr (kKind == numerics::Operand::kBF16) {")
+            print(instruction(n, a_in_registers, "bf16"))
+            print("    } else {")
+            print(instruction(n, a_in_registers, "f16"))
+            print("    }\n  }")
+        print("};")
+    print("// clang-format on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+#pragma once
+// The kernels behind the CUDA backend, one function an operator. Arguments were checked (Args::check) by the caller;
+// pointers are device pointers. A launch neither allocates nor synchronises, so that it can be captured in a graph.
+#include <cuda_runtime_api.h>
+
+#include <memory>
+
+#include "ops/attention.h"
+#include "ops/embed.h"
+#include "ops/gemm.h"
+#include "ops/norm.h"
+#include "ops/rope.h"
+#include "ops/sampling.h"
+
+namespace isobit::cuda {
+
+// What a launch may use. The workspace is one for all operators: each may overwrite it, nothing in it survives an
+// operator.
+struct KernelContext {
+  cudaStream_t stream = nullptr;
+  int sm_count = 0;
+  void* workspace = nullptr;
+  size_t workspace_bytes = 0;
+};
+
+void launch_gemm(const GemmArgs& args, const KernelContext& context);                           // gemm.cpp
+void launch_embed(const EmbedArgs& args, const KernelContext& context);                         // embed.cu
+void launch_rms_norm(const RmsNormArgs& args, const KernelContext& context);                    // rms_norm.cu
+void launch_rope_cache(const RopeCacheArgs& args, const KernelContext& context);                // rope_cache.cu
+void launch_attention(const AttentionArgs& args, const KernelContext& context);                 // attention.cu
+void launch_sample(SamplerSlots& slots, const SampleArgs& args, const KernelContext& context);  // sampling.cu
+void launch_log_probs(const LogProbArgs& args, const KernelContext& context);                   // sampling.cu
+std::unique_ptr<SamplerSlots> make_sampler_slots(int slots, int64_t vocab,
+                                                 const KernelContext& context);  // sampling.cu
+
+}  // namespace isobit::cuda
