@@ -7,13 +7,15 @@
 #include <string>
 #include <string_view>
 
-#include "base/dtype.h"
-#include "base/error.h"
-
 namespace isobit::cuda {
+
+// No include of base/error.h here: nvcc does not take fmt's headers.
 
 // Throws Error(kDevice), or kOutOfMemory, naming `what` and CUDA's own words.
 void check(cudaError_t status, std::string_view what);
+// Throw Error(kUnsupported) and Error(kInvalidArgument), for .cu files.
+[[noreturn]] void throw_unsupported(const std::string& message);
+[[noreturn]] void throw_invalid(const std::string& message);
 
 // 0 on a machine without a GPU or driver; `why_none`, if given, then says why.
 int device_count(std::string* why_none = nullptr);
