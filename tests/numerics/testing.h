@@ -1,0 +1,35 @@
+#pragma once
+// Random bits from a fresh seed that a failure prints; ISOBIT_TEST_SEED repeats a run.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <random>
+#include <string>
+
+#include "numerics/ieee.h"
+
+namespace isobit::testing {
+
+inline uint64_t fresh_seed() {
+  if (const char* s = std::getenv("ISOBIT_TEST_SEED")) return std::strtoull(s, nullptr, 10);
+  return (static_cast<uint64_t>(std::random_device{}()) << 32) | std::random_device{}();
+}
+
+class Random {
+ public:
+  Random() : seed_(fresh_seed()), engine_(seed_) {}
+  std::string note() const { return "ISOBIT_TEST_SEED=" + std::to_string(seed_); }
+  uint64_t bits() { return engine_(); }
+  uint32_t bits32() { return static_cast<uint32_t>(engine_()); }
+  int below(int n) { return static_cast<int>(engine_() % static_cast<uint64_t>(n)); }
+  double unit() { return static_cast<double>(engine_() >> 11) * 0x1p-53; }
+  double between(double low, double high) { return low + (high - low) * unit(); }
+  float normal(float scale = 1.0f) { return scale * std::normal_distribution<float>()(engine_); }
+
+ private:
+  uint64_t seed_;
+  std::mt19937_64 engine_;
+};
+
+}  // namespace isobit::testing
