@@ -1,0 +1,86 @@
+#include "ops/cpu/cpu_backend.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "base/error.h"
+#include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/reference_linear.h"
+#include "ops/cpu/simd_target.h"
+
+namespace isobit {
+namespace {
+
+constexpr size_t kAlignment = 256;
+
+size_t physical_bytes(int pages) {
+  const long count = sysconf(pages), size = sysconf(_SC_PAGESIZE);
+  return count > 0 && size > 0 ? static_cast<size_t>(count) * static_cast<size_t>(size) : 0;
+}
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const CpuOptions& options)
+      : simd_(cpu::simd_target(options.simd_target)), pool_(options.threads) {
+    require(options.threads >= 0, "threads is {}; it must be positive, or 0 for one per core", options.threads);
+  }
+
+  BackendInfo info() const override {
+    return {"cpu", fmt::format("CPU, {} threads, {}", pool_.size(), cpu::simd_target_name(simd_)),
+            physical_bytes(_SC_PHYS_PAGES), physical_bytes(_SC_AVPHYS_PAGES)};
+  }
+
+  Buffer allocate(size_t bytes, std::string_view what) override {
+    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    void* p = rounded >= bytes ? std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded) : nullptr;
+    if (p == nullptr) {
+      throw fail(ErrorCode::kOutOfMemory, "cannot allocate {} MB for {}; {} MB of memory are free", bytes >> 20, what,
+                 physical_bytes(_SC_AVPHYS_PAGES) >> 20);
+    }
+    std::memset(p, 0, rounded);
+    return {std::shared_ptr<void>(p, std::free), bytes};
+  }
+  void upload(void* to, const void* from, size_t bytes) override { move(to, from, bytes); }
+  void download(void* to, const void* from, size_t bytes) override { move(to, from, bytes); }
+  void copy(void* to, const void* from, size_t bytes) override { move(to, from, bytes); }
+  void synchronize() override {}
+
+  std::unique_ptr<Linear> load_linear(std::span<const WeightPart> parts, LinearForm form, DType type) override {
+    return cpu::load_reference(parts, form, type);
+  }
+
+  void embed(const EmbedArgs& a) override { run(a, cpu::embed); }
+  void rms_norm(const RmsNormArgs& a) override { run(a, cpu::rms_norm); }
+  void gemm(const GemmArgs& a) override { run(a, cpu::gemm_reference); }
+  void rope_cache(const RopeCacheArgs& a) override { run(a, cpu::rope_cache); }
+  void attention(const AttentionArgs& a) override { run(a, cpu::attention); }
+  std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) override {
+    return cpu::make_sampler(slots, vocab);
+  }
+  void sample(SamplerSlots& slots, const SampleArgs& a) override {
+    a.check();
+    if (a.rows > 0) cpu::sample({pool_, simd_}, slots, a);
+  }
+  void log_probs(const LogProbArgs& a) override { run(a, cpu::log_probs); }
+
+ private:
+  template <typename Args>
+  void run(const Args& a, void (*op)(const cpu::Cpu&, const Args&)) {
+    a.check();
+    op({pool_, simd_}, a);
+  }
+  static void move(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memmove(to, from, bytes);
+  }
+
+  int64_t simd_;
+  ThreadPool pool_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options) { return std::make_unique<CpuBackend>(options); }
+
+}  // namespace isobit

@@ -1,0 +1,155 @@
+// Sampling and log-probabilities, a row at a time; passes over the vocabulary are in vocabulary.cpp.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "base/error.h"
+#include "ops/cpu/candidates.h"
+#include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/sampler_slots.h"
+#include "ops/cpu/vocabulary.h"
+
+namespace isobit::cpu {
+namespace {
+
+using namespace numerics;
+
+const float kNaN = from_bits(kNaN32);
+
+// The values that a slot samples from, and what is known about them.
+struct Processed {
+  const float* z = nullptr;
+  VocabularyScan scan;
+};
+
+Processed process(int64_t simd, const SamplerSlot& slot, const float* y, int64_t n, std::vector<float>& scratch) {
+  Processed p;
+  if (slot.touched.empty() && slot.inv_temperature == 1.0f) {
+    p.z = y;
+    p.scan = scan_logits(simd, y, n, 1.0f, nullptr);
+    return p;
+  }
+  scratch.resize(static_cast<size_t>(n));
+  p.z = scratch.data();
+  p.scan = scan_logits(simd, y, n, slot.inv_temperature, scratch.data());
+  if (slot.touched.empty()) return p;
+  for (const auto& [token, touched] : slot.touched) {
+    scratch[static_cast<size_t>(token)] = slot.process(y[token], touched);
+  }
+  p.scan = scan_logits(simd, p.z, n, 1.0f, nullptr);
+  return p;
+}
+
+// Rule N15 over a few tokens. Keys are candidate_key, in any order.
+int32_t sample_among(const std::vector<uint64_t>& keys, const float* z, const Noise& noise) {
+  int32_t best = -1;
+  double best_score = -std::numeric_limits<double>::infinity();
+  for (const uint64_t key : keys) {
+    const int32_t id = candidate_id(key);
+    const double score = gumbel_score(
+        z[id], noise_bits(noise.seed, static_cast<uint32_t>(id), noise.position, NoisePurpose::kSample, noise.choice));
+    if (score > best_score || (score == best_score && id < best)) best_score = score, best = id;
+  }
+  return best;
+}
+
+int32_t sample_filtered(int64_t simd, const SamplingParams& params, const Processed& p, int64_t n, const Noise& noise,
+                        std::vector<float>& filtered) {
+  const float largest = p.scan.largest;
+  const bool has_k = params.top_k > 0 && params.top_k < n, has_p = params.top_p<1.0f, has_min = params.min_p> 0.0f;
+  if (!has_k && !has_p && !has_min) return sample_gumbel(simd, p.z, n, largest, noise);
+  const float min_log2 = has_min ? min_p_threshold(params.min_p) : 0.0f;
+  if (has_k) {
+    std::vector<uint64_t> keys = Candidates(p.z, n, largest).top(params.top_k);
+    if (has_p) keys.resize(top_p_count(keys, p.z, largest, params.top_p));
+    if (has_min) {
+      std::erase_if(keys, [&](uint64_t key) { return !min_p_keeps(p.z[candidate_id(key)], largest, min_log2); });
+    }
+    return sample_among(keys, p.z, noise);
+  }
+  uint64_t cutoff = 0;
+  if (has_p) cutoff = Candidates(p.z, n, largest).top_p_cutoff(params.top_p, sum_masses(simd, p.z, n, largest));
+  filtered.resize(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; i++) {
+    const bool keep = candidate_key(p.z[i], static_cast<uint32_t>(i)) >= cutoff &&
+                      (!has_min || min_p_keeps(p.z[i], largest, min_log2));
+    filtered[static_cast<size_t>(i)] = keep ? p.z[i] : -std::numeric_limits<float>::infinity();
+  }
+  return sample_gumbel(simd, filtered.data(), n, largest, noise);
+}
+
+void write_logprobs(int64_t simd, const SamplingParams& params, const float* values, float largest, int32_t token,
+                    const SampleArgs& a, int64_t row) {
+  const uint64_t z = sum_masses(simd, values, a.vocab, largest);
+  if (a.logprobs != nullptr) a.logprobs[row] = log_probability(values[token], largest, z);
+  if (a.top_ids == nullptr) return;
+  const int64_t count = std::min<int64_t>(params.top_logprobs, a.vocab);
+  if (count == 0) return;
+  const std::vector<uint64_t> keys = Candidates(values, a.vocab, largest).top(count);
+  for (int64_t i = 0; i < count; i++) {
+    const int32_t id = candidate_id(keys[static_cast<size_t>(i)]);
+    a.top_ids[row * kMaxTopLogprobs + i] = id;
+    a.top_logprobs[row * kMaxTopLogprobs + i] = log_probability(values[id], largest, z);
+  }
+}
+
+void one_row(int64_t simd, const CpuSamplerSlots& slots, SamplerScratch& scratch, const SampleArgs& a, int64_t row) {
+  const SamplerSlot& slot = slots.at(a.slots[row]);
+  const SamplingParams& params = slot.params;
+  const float* y = a.logits + row * a.vocab;
+  const bool wants_logprobs = params.top_logprobs >= 0;
+  if (wants_logprobs && a.logprobs != nullptr) a.logprobs[row] = kNaN;
+  if (wants_logprobs && a.top_ids != nullptr) {
+    std::fill_n(a.top_ids + row * kMaxTopLogprobs, kMaxTopLogprobs, -1);
+    std::fill_n(a.top_logprobs + row * kMaxTopLogprobs, kMaxTopLogprobs, -std::numeric_limits<float>::infinity());
+  }
+  const Processed p = process(simd, slot, y, a.vocab, scratch.processed);
+  a.status[row] = p.scan.ok ? kSampled : kNotFinite;
+  a.tokens[row] = -1;
+  if (!p.scan.ok) return;
+  const Noise noise{params.seed, static_cast<uint32_t>(a.positions[row]), params.choice};
+  const int32_t token = params.temperature > 0.0f ? sample_filtered(simd, params, p, a.vocab, noise, scratch.filtered)
+                                                  : find_first(simd, p.z, a.vocab, p.scan.largest);
+  a.tokens[row] = token;
+  if (!wants_logprobs) return;
+  const float* values = params.processed_logprobs ? p.z : y;
+  const float largest = values == p.z ? p.scan.largest : scan_logits(simd, y, a.vocab, 1.0f, nullptr).largest;
+  write_logprobs(simd, params, values, largest, token, a, row);
+}
+
+}  // namespace
+
+std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) {
+  return std::make_unique<CpuSamplerSlots>(slots, vocab);
+}
+
+void sample(const Cpu& cpu, SamplerSlots& pool, const SampleArgs& a) {
+  auto& slots = dynamic_cast<CpuSamplerSlots&>(pool);
+  require(slots.vocab() == a.vocab, "sample: logits of {} tokens; the sampler was made for {}", a.vocab, slots.vocab());
+  std::vector<SamplerScratch>& scratch = slots.scratch(cpu.pool.size());
+  cpu.pool.parallel_for(a.rows, [&](int thread, int64_t row) {
+    if (a.slots[row] >= 0) one_row(cpu.simd, slots, scratch[static_cast<size_t>(thread)], a, row);
+  });
+  if (!a.count_output) return;
+  for (int64_t row = 0; row < a.rows; row++) {
+    if (a.slots[row] >= 0 && a.status[row] == kSampled) slots.count_output(a.slots[row], a.tokens[row]);
+  }
+}
+
+void log_probs(const Cpu& cpu, const LogProbArgs& a) {
+  cpu.pool.parallel_for(a.rows, [&](int, int64_t row) {
+    const int32_t target = a.targets[row];
+    if (target < 0) return;
+    require(target < a.vocab, "log_probs: target {} in row {}; the vocabulary has {}", target, row, a.vocab);
+    const float* y = a.logits + row * a.vocab;
+    const VocabularyScan scan = scan_logits(cpu.simd, y, a.vocab, 1.0f, nullptr);
+    a.status[row] = scan.ok ? kSampled : kNotFinite;
+    a.out[row] = kNaN;
+    if (a.best != nullptr) a.best[row] = -1;
+    if (!scan.ok) return;
+    a.out[row] = log_probability(y[target], scan.largest, sum_masses(cpu.simd, y, a.vocab, scan.largest));
+    if (a.best != nullptr) a.best[row] = find_first(cpu.simd, y, a.vocab, scan.largest);
+  });
+}
+
+}  // namespace isobit::cpu
