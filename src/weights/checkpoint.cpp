@@ -46,7 +46,7 @@ Checkpoint::Checkpoint(Parts parts)
       std::adjacent_find(by_name_.begin(), by_name_.end(), [&](uint32_t a, uint32_t b) { return name(a) == name(b); });
   if (twice != by_name_.end()) {
     throw fail(ErrorCode::kBadFile, "{}: tensor name {} comes twice; the limit is once. The file is damaged", path(),
-               quoted(name(*twice)));
+               in_quotes(name(*twice)));
   }
 }
 
@@ -61,7 +61,7 @@ const Tensor* Checkpoint::find(std::string_view name) const {
   if (found == nullptr || found->supported()) return found;
   throw fail(ErrorCode::kUnsupported,
              "{}: tensor {} has type {}, which cannot be run. Supported: {}. Fetch the model in one of these", path(),
-             quoted(name), found->unsupported_type, supported_type_names());
+             in_quotes(name), found->unsupported_type, supported_type_names());
 }
 
 const Tensor& Checkpoint::tensor(std::string_view name) const {
@@ -73,12 +73,12 @@ const Tensor& Checkpoint::tensor(std::string_view name) const {
     throw fail(ErrorCode::kUnsupported,
                "{}: tensor {} is not in this file, which is one of {} parts of a model; join them first with "
                "llama.cpp's `llama-gguf-split --merge`",
-               path(), quoted(name), *parts);
+               path(), in_quotes(name), *parts);
   }
   throw fail(ErrorCode::kBadFile,
              "{}: tensor {} is missing (the file has {} tensors); it is incomplete or of another architecture. `isobit "
              "show` lists what it has",
-             path(), quoted(name), parts_.tensors.size());
+             path(), in_quotes(name), parts_.tensors.size());
 }
 
 void Checkpoint::release_pages(const Tensor& tensor) const {

@@ -32,7 +32,7 @@ struct Tensor {
   }
   int64_t columns() const { return shape.empty() ? 1 : shape.back(); }
   int64_t elements() const;
-  int64_t rows() const { return elements() / columns(); }  // all dimensions but the last
+  int64_t rows() const { return columns() == 0 ? 0 : elements() / columns(); }  // all dimensions but the last
   size_t row_bytes() const { return dtype_bytes(dtype, static_cast<size_t>(columns())); }
 };
 

@@ -51,7 +51,7 @@ std::string_view describe_file_kind(std::span<const std::byte> file) {
   if (text.starts_with("lmgg") || text.starts_with("fmgg") || text.starts_with("tjgg") || text.starts_with("algg")) {
     return "It looks like a model of llama.cpp's formats before GGUF (2023): fetch or convert it as GGUF";
   }
-  if (text.starts_with("FUGG")) return "It looks like a big-endian GGUF: convert it with `gguf-convert-endian`";
+  if (text.starts_with("GGUF")) return "It is a GGUF file";
   if (word.starts_with("{")) return "It looks like JSON (a config or an index?): name the weights' file";
   if (text.find_first_not_of("\0"sv) == std::string_view::npos) {
     return "It holds nothing but zeros: the download was cut off; fetch it again";

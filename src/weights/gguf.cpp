@@ -87,8 +87,9 @@ class GgufParser {
   // Where the reader stands, for messages: built only when one is needed.
   std::string where() const {
     if (place_ == Place::kHeader) return "header";
-    if (place_ == Place::kPair) return fmt::format("metadata pair {} of {} {}", index_ + 1, pair_count_, quoted(name_));
-    return fmt::format("tensor {} of {} {}", index_ + 1, tensor_count_, quoted(name_));
+    if (place_ == Place::kPair)
+      return fmt::format("metadata pair {} of {} {}", index_ + 1, pair_count_, in_quotes(name_));
+    return fmt::format("tensor {} of {} {}", index_ + 1, tensor_count_, in_quotes(name_));
   }
 
   uint64_t remaining() const { return file_.size() - position_; }
@@ -128,11 +129,11 @@ class GgufParser {
     const std::string_view text = string(what);
     if (text.empty()) throw bad("{}: {} is empty; at least 1 byte is needed. The file is damaged", where(), what);
     if (text.size() > limit) {
-      throw bad("{}: {} {} has {} bytes; the limit is {}. The file is damaged", where(), what, quoted(text),
+      throw bad("{}: {} {} has {} bytes; the limit is {}. The file is damaged", where(), what, in_quotes(text),
                 text.size(), limit);
     }
     if (!valid_utf8(text)) {
-      throw bad("{}: {} {} is not UTF-8. The file is damaged", where(), what, quoted(text));
+      throw bad("{}: {} {} is not UTF-8. The file is damaged", where(), what, in_quotes(text));
     }
     return text;
   }
@@ -144,7 +145,7 @@ class GgufParser {
         throw bad("is truncated: it has {} bytes, a GGUF header has 24; download it again", file_.size());
       }
       const std::string_view kind = describe_file_kind(file_);
-      throw bad("is not a GGUF file: it begins with {} instead of 'GGUF'. {}", quoted(magic),
+      throw bad("is not a GGUF file: it begins with {} instead of 'GGUF'. {}", in_quotes(magic),
                 kind.empty() ? "Name a .gguf file, or fetch one with `isobit pull`" : kind);
     }
     take(4, "the magic");
@@ -381,7 +382,7 @@ class GgufParser {
         throw bad(
             "tensor {} overlaps tensor {}: the first ends at byte {} of the file, the second begins at {}. The file "
             "is damaged",
-            quoted(a.name), quoted(b.name), a.data + a.bytes - file_.data(), b.data - file_.data());
+            in_quotes(a.name), in_quotes(b.name), a.data + a.bytes - file_.data(), b.data - file_.data());
       }
     }
   }

@@ -60,7 +60,7 @@ double float_at(const MetadataArray& array, uint64_t i) {
 }
 
 std::string element_text(const MetadataArray& array, uint64_t i, size_t limit) {
-  if (array.element == ValueType::kString) return quoted(array.strings[i], limit);
+  if (array.element == ValueType::kString) return in_quotes(array.strings[i], limit);
   if (array.element == ValueType::kBool) return unsigned_at(array, i) != 0 ? "true" : "false";
   if (is_float(array.element)) return fmt::format("{}", float_at(array, i));
   if (is_signed(array.element)) return fmt::format("{}", signed_at(array, i));
@@ -102,7 +102,7 @@ std::string MetadataValue::display(size_t limit) const {
     case ValueType::kBool:
       return std::get<bool>(value) ? "true" : "false";
     case ValueType::kString:
-      return quoted(std::get<std::string_view>(value), limit);
+      return in_quotes(std::get<std::string_view>(value), limit);
     case ValueType::kArray:
       return array_text(std::get<MetadataArray>(value), limit);
     case ValueType::kF32:
@@ -124,7 +124,7 @@ Metadata::Metadata(std::string origin, std::vector<MetadataEntry> entries)
       std::adjacent_find(by_key_.begin(), by_key_.end(), [&](uint32_t a, uint32_t b) { return key(a) == key(b); });
   if (twice != by_key_.end()) {
     throw fail(ErrorCode::kBadFile, "{}: metadata key {} comes twice; the limit is once. The file is damaged", origin_,
-               quoted(key(*twice)));
+               in_quotes(key(*twice)));
   }
 }
 
@@ -138,12 +138,12 @@ void Metadata::throw_missing(std::string_view key) const {
   throw fail(ErrorCode::kBadFile,
              "{}: metadata key {} is missing and the model needs it; was the file made for another architecture, or by "
              "an old converter? `isobit show` lists what it has",
-             origin_, quoted(key));
+             origin_, in_quotes(key));
 }
 
 void Metadata::throw_type(std::string_view key, const MetadataValue& found, std::string_view wanted) const {
   throw fail(ErrorCode::kBadFile, "{}: metadata key {} is {} = {}, but {} is wanted; the file must be converted again",
-             origin_, quoted(key), found.type_name(), found.display(), wanted);
+             origin_, in_quotes(key), found.type_name(), found.display(), wanted);
 }
 
 template <typename T>
@@ -156,7 +156,7 @@ std::optional<T> Metadata::find_integer(std::string_view key, std::string_view w
   const bool fits = u != nullptr ? std::in_range<T>(*u) : std::in_range<T>(*i);
   if (!fits) {
     throw fail(ErrorCode::kBadFile, "{}: metadata key {} is {}, outside the range of {} ({} to {})", origin_,
-               quoted(key), found->display(), wanted, std::numeric_limits<T>::min(), std::numeric_limits<T>::max());
+               in_quotes(key), found->display(), wanted, std::numeric_limits<T>::min(), std::numeric_limits<T>::max());
   }
   return u != nullptr ? static_cast<T>(*u) : static_cast<T>(*i);
 }
@@ -220,7 +220,7 @@ std::optional<std::vector<int64_t>> Metadata::find_i64s(std::string_view key) co
     const uint64_t value = unsigned_at(*array, i);
     if (!std::in_range<int64_t>(value)) {
       throw fail(ErrorCode::kBadFile, "{}: metadata key {}, element {} is {}, above the limit of i64 ({})", origin_,
-                 quoted(key), i, value, std::numeric_limits<int64_t>::max());
+                 in_quotes(key), i, value, std::numeric_limits<int64_t>::max());
     }
     out[i] = static_cast<int64_t>(value);
   }

@@ -36,7 +36,7 @@ bool valid_utf8(std::string_view text) {
   return true;
 }
 
-std::string quoted(std::string_view text, size_t limit) {
+std::string in_quotes(std::string_view text, size_t limit) {
   std::string out = "'";
   for (const char c : text.substr(0, limit)) {
     if (c >= 0x20 && c < 0x7f) {
