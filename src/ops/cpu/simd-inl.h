@@ -9,6 +9,7 @@
 
 #include "hwy/highway.h"
 #include "numerics/activation.h"
+#include "numerics/dot.h"
 #include "ops/cpu/simd_tables.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -57,7 +58,7 @@ HWY_INLINE hn::Vec<D> LoadBF16(D d, const uint16_t* from) {
 // a·b + c with one rounding, also on targets without an FMA instruction.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Fma(D d, V a, V b, V c) {
-#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_EMU128
+#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
   HWY_ALIGN float x[16], y[16], z[16];
   hn::Store(a, d, x);
   hn::Store(b, d, y);
@@ -75,9 +76,15 @@ HWY_INLINE V Fma(D d, V a, V b, V c) {
 template <class D>
 HWY_INLINE hn::Vec<D> TowardZero(D d, hn::Vec<I32Of<D>> s) {
   const I32Of<D> di;
+  const U32Of<D> du;
   const auto sign = hn::And(s, hn::Set(di, static_cast<int32_t>(0x80000000)));
-  const auto m = hn::Abs(s);
-  const auto f = hn::ConvertTo(d, hn::AndNot(hn::ShiftRight<24>(m), m));
+#if HWY_TARGET == HWY_SCALAR
+  const auto negative = hn::ShiftRight<31>(s);  // -2^31 stays itself, as the other targets' Abs has it
+  const auto m = hn::Sub(hn::BitCast(du, hn::Xor(s, negative)), hn::BitCast(du, negative));
+#else
+  const auto m = hn::BitCast(du, hn::Abs(s));
+#endif
+  const auto f = hn::ConvertTo(d, hn::BitCast(di, hn::AndNot(hn::ShiftRight<24>(m), m)));
   return hn::Or(f, hn::BitCast(d, sign));
 }
 
@@ -133,7 +140,8 @@ HWY_INLINE V Ex2(D d, V x) {
   const auto c1 = hn::BitCast(du, hn::GatherIndex(di, kEx2Table.c1, segment));
   const auto c2 = hn::BitCast(du, hn::GatherIndex(di, kEx2Table.c2, segment));
   const auto odd = hn::And(low, hn::Set(du, 1));
-  const auto rest = hn::Add(hn::Add(hn::Mul(c1, odd), hn::Set(du, 6114)), hn::Mul(c2, detail::TruncatedSquare(du, low)));
+  const auto rest =
+      hn::Add(hn::Add(hn::Mul(c1, odd), hn::Set(du, 6114)), hn::Mul(c2, detail::TruncatedSquare(du, low)));
   const auto half = hn::Add(hn::Mul(c1, hn::ShiftRight<1>(low)), hn::ShiftRight<1>(rest));
   const auto y = hn::BitCast(di, hn::ShiftRight<2>(hn::Add(c0, hn::ShiftRight<12>(half))));
   n = hn::Add(n, hn::ShiftRight<24>(y));  // y = 2^24 carries
@@ -196,9 +204,6 @@ HWY_NOINLINE hn::Vec<D> Dot16Scalar(D d, hn::Vec<D> c, hn::Vec<D> fast, hn::Mask
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Dot16(D d, V c, const DotRow& a, const uint16_t* b, size_t stride) {
   const I32Of<D> di;
-  if (a.zero) {  // every product is zero: c itself; -0 becomes +0, NaN the one NaN
-    return Canonical(d, hn::Add(c, hn::Zero(d)));
-  }
   if (a.subnormal) return detail::Dot16Scalar(d, c, c, hn::Eq(hn::Zero(d), hn::Zero(d)), a, b, stride);
   const auto magnitude_mask = hn::Set(di, 0x7fffffff);
   auto largest = hn::And(hn::BitCast(di, c), magnitude_mask);
@@ -213,7 +218,7 @@ HWY_INLINE V Dot16(D d, V c, const DotRow& a, const uint16_t* b, size_t stride) 
   // Outside [-100, 100] a product may have been rounded or a scale below be out of range.
   const auto exponent = hn::ShiftRight<23>(largest);
   const auto clamped = hn::Min(hn::Max(exponent, hn::Set(di, 27)), hn::Set(di, 227));
-  const auto up = hn::BitCast(d, hn::ShiftLeft<23>(hn::Sub(hn::Set(di, 279), clamped)));    // 2^(25 - emax)
+  const auto up = hn::BitCast(d, hn::ShiftLeft<23>(hn::Sub(hn::Set(di, 279), clamped)));   // 2^(25 - emax)
   const auto down = hn::BitCast(d, hn::ShiftLeft<23>(hn::Sub(clamped, hn::Set(di, 25))));  // 2^(emax - 25)
   auto s0 = hn::ConvertTo(di, hn::Mul(product[0], up)), s1 = hn::ConvertTo(di, hn::Mul(product[1], up));
   for (int i = 2; i < 16; i += 2) {
@@ -225,8 +230,16 @@ HWY_INLINE V Dot16(D d, V c, const DotRow& a, const uint16_t* b, size_t stride) 
   const auto sum = hn::Add(products, old);
   const auto overflow = hn::Lt(hn::And(hn::Xor(products, sum), hn::Xor(old, sum)), hn::Zero(di));
   const auto result = hn::Mul(TowardZero(d, sum), down);
-  const auto bad = hn::Or(overflow, hn::Ne(exponent, clamped));
+  auto bad = hn::Or(overflow, hn::Ne(exponent, clamped));
   if (HWY_LIKELY(hn::AllFalse(di, bad))) return result;
+  // Padding and masked keys: nothing but zeros is a zero, which the result above holds already.
+  auto any = hn::Zero(di);
+  if (!a.zero) {
+    for (size_t i = 0; i < 16; i++) any = hn::Or(any, hn::BitCast(di, LoadBF16(d, b + i * stride)));
+  }
+  const auto zeros = hn::Eq(hn::Or(largest, hn::And(any, magnitude_mask)), hn::Zero(di));
+  bad = hn::AndNot(zeros, bad);
+  if (hn::AllFalse(di, bad)) return result;
   return detail::Dot16Scalar(d, c, result, hn::RebindMask(d, bad), a, b, stride);
 }
 

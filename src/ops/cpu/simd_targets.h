@@ -13,7 +13,8 @@ Fn for_target(Fn const (&table)[kSize], int64_t target) {
   if constexpr (kSize == 1) {
     return table[0];
   } else {
-    const int64_t mask = (HWY_CHOSEN_TARGET_SHIFT(target) & HWY_CHOSEN_TARGET_MASK_TARGETS) | HWY_CHOSEN_TARGET_MASK_SCALAR;
+    const int64_t mask =
+        (HWY_CHOSEN_TARGET_SHIFT(target) & HWY_CHOSEN_TARGET_MASK_TARGETS) | HWY_CHOSEN_TARGET_MASK_SCALAR;
     const size_t index = static_cast<size_t>(__builtin_ctzll(static_cast<unsigned long long>(mask)));
     return table[index];
   }
