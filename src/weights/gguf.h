@@ -1,6 +1,7 @@
 #pragma once
 // GGUF v2 and v3, little-endian (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). The file is not trusted:
-// every count, length, offset and name is checked before use, and memory taken is bounded by the file's size.
+// every count, length, offset and name is checked before use, and the memory taken is at most about ten times what the
+// metadata and the tensor table take in the file (vocabularies are views, not copies).
 #include <cstddef>
 #include <span>
 #include <string>
