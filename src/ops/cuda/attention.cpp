@@ -1,0 +1,22 @@
+#include "numerics/attention.h"
+
+#include "ops/cuda/attention_launch.h"
+#include "ops/cuda/device.h"
+
+namespace isobit::cuda {
+
+ScoreScale score_scale(const AttentionArgs& args) {
+  const numerics::AttentionScale s{args.scale, args.soft_cap};
+  if (args.soft_cap <= 0.0f) return {s.factor(), 0.0f, 0.0f};
+  return {s.factor(), numerics::fdiv(args.scale, args.soft_cap), numerics::fmul(args.soft_cap, numerics::kLog2E)};
+}
+
+void launch_attention(const AttentionArgs& args, const KernelContext& context) {
+  if (args.tokens == 0 || args.requests == 0) return;
+  if (args.cache.type != args.type && args.cache.type != DType::kF8E4M3) {
+    throw_invalid("attention: the cache is of another type than the queries; they must agree, or the cache be F8_E4M3");
+  }
+  launch_attention_generic(args, context);
+}
+
+}  // namespace isobit::cuda

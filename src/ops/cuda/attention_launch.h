@@ -1,0 +1,19 @@
+#pragma once
+// The attention kernels, each for its part of the shapes; attention.cpp chooses (attention_plan.h).
+#include "ops/cuda/kernels.h"
+
+namespace isobit::cuda {
+
+// numerics::AttentionScale with its divisions done once. With a soft cap a score is cap·log2 e·tanh(dot·inner) and the
+// factor is 1.
+struct ScoreScale {
+  float factor = 0.0f;  // takes a score to powers of two
+  float inner = 0.0f;   // scale / cap; 0: no cap
+  float cap = 0.0f;     // cap·log2 e
+};
+ScoreScale score_scale(const AttentionArgs& args);
+
+// Takes everything.
+void launch_attention_generic(const AttentionArgs& args, const KernelContext& context);
+
+}  // namespace isobit::cuda
