@@ -1,0 +1,169 @@
+#include "engine/verify.h"
+
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/cli.h"
+#include "models/registry.h"
+#include "numerics/contract.h"
+
+namespace isobit::cli {
+namespace {
+
+struct VerifyFlags {
+  ModelFlags model;
+  std::string name;
+  VerifyOptions options;
+  std::vector<int32_t> batches, chunks;
+  bool quick = false, json = false;
+};
+
+struct NamedText {
+  const char* name;
+  const char* text;
+};
+
+constexpr NamedText kTexts[] = {
+    {"short", "Hi"},
+    {"question", "Why is the sky blue, and what colour is it on Mars?"},
+    {"code",
+     "def fib(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a\n\nprint(fib(90))  "
+     "# "},
+    {"french", "Écris une courte histoire où un chat traverse l'océan."},
+    {"chinese", "请用三句话解释什么是光合作用。"},
+    {"arabic", "اشرح بإيجاز كيف تعمل البوصلة."},
+    {"russian", "Напиши короткое стихотворение о зиме."},
+    {"digits", "Continue: 3 1 4 1 5 9 2 6 5 3 5 8 9 7 9 3 2 3 8 4 6 2 6 4 3 3 8 3 2 7 9"},
+    {"emoji", "🙂🙃 👩‍🚀 🇫🇷 what do these mean?"},
+};
+constexpr const char* kShared =
+    "You are reading the log of a ship. On the first day the wind came from the north and the crew sang. On the second "
+    "day the "
+    "wind turned, and the captain wrote down the depth of the water every hour: forty, thirty-eight, thirty-one, "
+    "thirty. On the "
+    "third day nobody sang. ";
+
+std::vector<VerifyPrompt> make_prompts(const Session& session, bool quick) {
+  std::vector<VerifyPrompt> prompts;
+  const auto add = [&](std::string name, const std::string& text) {
+    prompts.push_back({std::move(name), session.chat_prompt({{"user", text}}), {}});
+  };
+  for (const NamedText& t : kTexts) {
+    if (!quick || prompts.size() < 3) add(t.name, t.text);
+  }
+  add("shared prefix 1", std::string(kShared) + "What happened on the second day?");
+  add("shared prefix 2", std::string(kShared) + "Who wrote down the depth?");
+  if (!quick) add("long", std::string(kShared) + kShared + kShared + "Count the days.");
+  return prompts;
+}
+
+std::string describe(const VerifyDifference& d) {
+  std::string at = d.op.empty()  ? "every operator agrees"
+                   : d.layer < 0 ? d.op
+                                 : fmt::format("layer {}, {}", d.layer, d.op);
+  return fmt::format("    {}: {} differ at position {}: {}", d.prompt, d.what, d.position, at);
+}
+
+nlohmann::json as_json(const VerifyRow& r) {
+  nlohmann::json j = {{"setting", r.setting.name},      {"sampled", r.sampled},
+                      {"positions", r.positions},       {"seconds", r.seconds},
+                      {"equal", r.differences.empty()}, {"differences", nlohmann::json::array()}};
+  for (const VerifyDifference& d : r.differences) {
+    j["differences"].push_back(
+        {{"prompt", d.prompt}, {"position", d.position}, {"layer", d.layer}, {"op", d.op}, {"what", d.what}});
+  }
+  return j;
+}
+
+int verify(VerifyFlags& f) {
+  if (!f.name.empty()) f.model.model = f.name;
+  const std::string path = resolve_model(f.model.model);
+  EngineOptions engine;
+  engine.max_requests = 1;
+  std::vector<VerifyPrompt> prompts;
+  std::string device;
+  {
+    Session session(path, f.model.device_options(), engine);
+    prompts = make_prompts(session, f.quick);
+    device = session.engine().backend().info().name;
+  }
+  if (f.quick) f.options.batches = {1, 7};
+  if (f.quick) f.options.chunks = {1, 37};
+  if (!f.batches.empty()) f.options.batches = f.batches;
+  if (!f.chunks.empty()) f.options.chunks = f.chunks;
+  // Other ways to compute the same: threads and SIMD targets of the CPU (with a GPU as the baseline these are CPU =
+  // GPU).
+  const DeviceOptions baseline = f.model.device_options();
+  std::vector<DeviceOptions> kinds = {baseline};
+  std::vector<VerifyBackend> backends = {{0, device}};
+  const auto add_kind = [&](const std::string& name, const DeviceOptions& o) {
+    backends.push_back({static_cast<int>(kinds.size()), name});
+    kinds.push_back(o);
+  };
+  for (int threads : {1, 2})
+    add_kind(fmt::format("cpu, {} thread{}", threads, threads > 1 ? "s" : ""), {"cpu", threads, baseline.simd});
+  for (const std::string& target : cpu_simd_targets()) add_kind("cpu, " + target, {"cpu", baseline.threads, target});
+  Verifier verifier(
+      open_checkpoint(path), [&](int kind) { return make_backend(kinds[static_cast<size_t>(kind)]); }, backends,
+      f.options);
+  if (!f.json) {
+    std::cout << fmt::format("{} on {}, contract {}: {} prompts, {} settings, greedy and sampled\n", path, device,
+                             numerics::kContractVersion, prompts.size(), verifier.settings().size())
+              << std::flush;
+  }
+  size_t different = 0;
+  int64_t positions = 0;
+  const auto on_row = [&](const VerifyRow& r) {
+    different += r.differences.empty() ? 0 : 1;
+    positions += r.positions;
+    if (f.json) return;
+    std::cout << fmt::format("  {:<36} {:<8} {:>7} positions {:>6.1f} s  {}\n", r.setting.name,
+                             r.sampled ? "sampled" : "greedy", r.positions, r.seconds,
+                             r.differences.empty() ? "equal" : "DIFFERENT");
+    for (const VerifyDifference& d : r.differences) std::cout << describe(d) << "\n";
+    std::cout << std::flush;
+  };
+  const std::vector<VerifyRow> rows = verifier.run(prompts, on_row);
+  if (f.json) {
+    nlohmann::json j = {{"contract", numerics::kContractVersion},
+                        {"device", device},
+                        {"positions", positions},
+                        {"different", different}};
+    for (const VerifyRow& r : rows) j["rows"].push_back(as_json(r));
+    std::cout << j.dump() << "\n";
+  } else {
+    std::cout << (different == 0 ? fmt::format("All equal: {} logit rows compared byte by byte.\n", positions)
+                                 : fmt::format("{} of {} runs differ.\n", different, rows.size()));
+  }
+  return different == 0 ? kOk : kDifferent;
+}
+
+}  // namespace
+
+void add_verify(CLI::App& app, Command& command) {
+  auto f = std::make_shared<VerifyFlags>();
+  CLI::App* sub = app.add_subcommand(
+      "verify", "Prove it here: every batch, chunk, cache, thread and backend setting gives the same bits");
+  sub->add_option("name", f->name, "Model, as --model")->type_name("[MODEL]");
+  f->model.add(*sub);
+  sub->add_option("-n,--max-tokens", f->options.decode_tokens, "Tokens decoded after each prompt")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  sub->add_option("--batches", f->batches, "Batch sizes instead of 1, 2, 7, 32")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096));
+  sub->add_option("--chunks", f->chunks, "Prefill chunks instead of 1, 16, 64, 37")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20));
+  sub->add_option("--seed", f->options.seed, "Seed of the sampled runs")->capture_default_str();
+  sub->add_flag("--quick", f->quick, "Fewer prompts and settings");
+  sub->add_flag("--json", f->json, "As JSON");
+  sub->footer(R"(Examples:
+  isobit verify
+  isobit verify --quick
+  isobit verify ./model.gguf --batches 1,64,256 --device cuda)");
+  sub->callback([f, &command] { command.run = [f] { return verify(*f); }; });
+}
+
+}  // namespace isobit::cli

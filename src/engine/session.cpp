@@ -1,0 +1,119 @@
+#include "engine/session.h"
+
+#include <chrono>
+
+#include "base/digest.h"
+#include "base/error.h"
+#include "engine/stop_strings.h"
+#include "models/tokenizer_spec.h"
+#include "text/detokenizer.h"
+#include "weights/gguf.h"
+
+namespace isobit {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
+std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path) {
+  return std::make_shared<const Checkpoint>(load_gguf(path));
+}
+
+double Answer::tokens_per_second() const {
+  const double decoding = total_s - first_token_s;
+  return tokens.size() > 1 && decoding > 0 ? static_cast<double>(tokens.size() - 1) / decoding : 0.0;
+}
+
+Session::Session(const std::string& model_path, const DeviceOptions& device, const EngineOptions& options) {
+  const auto start = Clock::now();
+  auto file = open_checkpoint(model_path);
+  tokenizer_ = Tokenizer::create(read_tokenizer_spec(file->metadata()));
+  const auto source = file->metadata().find_string("tokenizer.chat_template");
+  template_ = source ? std::make_unique<ChatTemplate>(std::string(*source))
+                     : std::make_unique<ChatTemplate>(ChatTemplate::chatml());
+  engine_ = std::make_unique<Engine>(make_backend(device), std::move(file), options);
+  load_s_ = seconds_since(start);
+}
+
+std::vector<int32_t> Session::text_prompt(std::string_view text) const { return tokenizer_->encode(text, {}); }
+
+std::vector<int32_t> Session::chat_prompt(const std::vector<Message>& messages) const {
+  const auto name = [&](std::optional<int32_t> id) { return id ? tokenizer_->token_name(*id) : std::string(); };
+  ChatContext context;
+  context.bos_token = name(tokenizer_->bos_id());
+  context.eos_token = name(tokenizer_->eos_id());
+  // The template writes the special tokens itself, BOS included.
+  return tokenizer_->encode(template_->render(messages, context), {.add_special = false, .parse_special = true});
+}
+
+std::vector<int32_t> Session::stop_tokens() const {
+  std::vector<int32_t> ids;
+  for (int32_t id = 0; id < tokenizer_->vocab_size(); id++) {
+    if (tokenizer_->is_eog(id)) ids.push_back(id);
+  }
+  return ids;
+}
+
+Answer Session::generate(std::vector<int32_t> prompt, const GenerateOptions& options) {
+  const auto start = Clock::now();
+  Answer answer;
+  Digest digest;
+  Detokenizer detokenizer(*tokenizer_, TextPosition::kMiddle);
+  StopStrings stops(options.stop);
+  RequestId id = 0;
+  const auto show = [&](const std::string& text) {
+    if (text.empty()) return;
+    answer.text += text;
+    if (options.on_text) options.on_text(text);
+  };
+  Request request;
+  answer.prompt_tokens = static_cast<int32_t>(prompt.size());
+  request.prompt = std::move(prompt);
+  request.sampling = options.sampling;
+  request.sampling.top_logprobs = std::max(0, request.sampling.top_logprobs);
+  request.max_tokens = options.max_tokens;
+  if (!options.ignore_eos) request.stop_tokens = stop_tokens();
+  request.on_token = [&](const TokenOutput& out) {
+    if (answer.first_token_s == 0) answer.first_token_s = seconds_since(start);
+    digest.add(&out.token, sizeof out.token);
+    digest.add(&out.logprob, sizeof out.logprob);
+    if (options.ignore_eos || !tokenizer_->is_eog(out.token)) show(stops.push(detokenizer.push(out.token)));
+    if (stops.stopped() || (options.cancel != nullptr && options.cancel->load())) engine_->cancel(id);
+  };
+  id = engine_->submit(std::move(request));
+  std::optional<Result> result;
+  while (!result) {
+    engine_->step();
+    result = engine_->take(id);
+    if (options.cancel != nullptr && options.cancel->load()) engine_->cancel(id);
+  }
+  if (!stops.stopped()) {
+    show(stops.push(detokenizer.flush()));
+    show(stops.flush());
+  }
+  if (result->reason == FinishReason::kError) throw Error(ErrorCode::kNumerical, result->error);
+  answer.reason = stops.stopped() ? FinishReason::kStop : result->reason;
+  answer.tokens = std::move(result->tokens);
+  answer.cached_tokens = result->cached_tokens;
+  answer.total_s = seconds_since(start);
+  answer.digest = digest.hex();
+  return answer;
+}
+
+Result Session::score(std::vector<int32_t> tokens) {
+  Request request;
+  request.prompt = std::move(tokens);
+  request.max_tokens = 0;
+  request.prompt_logprobs = true;
+  request.sampling.temperature = 0;
+  const RequestId id = engine_->submit(std::move(request));
+  engine_->run_until_idle();
+  Result result = engine_->take(id).value();
+  if (result.reason == FinishReason::kError) throw Error(ErrorCode::kNumerical, result.error);
+  return result;
+}
+
+}  // namespace isobit

@@ -1,0 +1,38 @@
+#include "engine/stop_strings.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+
+namespace isobit {
+
+StopStrings::StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {
+  for (const std::string& s : stops_) require(!s.empty(), "a stop string is empty; leave it out");
+}
+
+std::string StopStrings::push(std::string_view text) {
+  if (stopped_) return {};
+  held_ += text;
+  size_t first = std::string::npos;
+  for (const std::string& s : stops_) first = std::min(first, held_.find(s));
+  if (first != std::string::npos) {
+    stopped_ = true;
+    std::string shown = held_.substr(0, first);
+    held_.clear();
+    return shown;
+  }
+  size_t keep = 0;  // longest end of the text that begins a stop string
+  for (const std::string& s : stops_) {
+    for (size_t n = std::min(s.size() - 1, held_.size()); n > keep; n--) {
+      if (held_.ends_with(std::string_view(s).substr(0, n))) keep = n;
+    }
+  }
+  std::string shown = held_.substr(0, held_.size() - keep);
+  held_.erase(0, held_.size() - keep);
+  return shown;
+}
+
+std::string StopStrings::flush() { return std::exchange(held_, {}); }
+
+}  // namespace isobit

@@ -1,0 +1,284 @@
+#include "engine/verify.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+#include "base/digest.h"
+#include "base/error.h"
+#include "numerics/philox.h"
+
+namespace isobit {
+namespace {
+
+// Every operator's output for one position, in the order they ran.
+struct OpDigest {
+  int64_t layer = 0;
+  std::string op;
+  uint64_t digest = 0;
+};
+using Trace = std::map<int32_t, std::vector<OpDigest>>;  // by position
+
+// A shuffle that is the same on every machine.
+std::vector<size_t> shuffled(size_t count, uint64_t seed) {
+  std::vector<size_t> order(count);
+  std::iota(order.begin(), order.end(), size_t{0});
+  for (size_t i = count; i > 1; i--) {
+    const uint32_t r = numerics::philox4x32(seed, {{static_cast<uint32_t>(i), 0, 0, 0}}).w[0];
+    std::swap(order[i - 1], order[r % i]);
+  }
+  return order;
+}
+
+}  // namespace
+
+struct Verifier::Trail {
+  std::vector<int32_t> tokens;
+  std::map<int32_t, std::vector<float>> logits;  // by position
+};
+
+namespace {
+
+// What one run reports of each prompt's copies.
+struct Listener {
+  std::function<void(size_t prompt, int32_t position, std::span<const float> logits)> on_logits;
+  std::function<void(size_t prompt, const std::vector<TokenOutput>& tokens)> on_tokens;
+  std::function<void(size_t prompt, const Trace& trace)> on_trace;  // traces only if set
+};
+
+Request make_request(const VerifyPrompt& prompt, size_t index, bool sampled, const VerifyOptions& options) {
+  Request r;
+  r.prompt = prompt.tokens;
+  r.stop_tokens = prompt.stop_tokens;
+  r.max_tokens = options.decode_tokens;
+  r.sampling.temperature = sampled ? 0.8f : 0.0f;
+  if (sampled) {
+    r.sampling.top_k = 40;
+    r.sampling.top_p = 0.95f;
+    r.sampling.min_p = 0.02f;
+    r.sampling.repetition_penalty = 1.1f;
+    r.sampling.seed = options.seed + index;
+  }
+  r.sampling.top_logprobs = 0;
+  return r;
+}
+
+// Submits the prompts (copies too, so that every batch is full), runs them, reports.
+void play_once(Engine& engine, const VerifySetting& setting, const std::vector<Request>& requests,
+               const Listener& listener) {
+  const size_t copies =
+      std::max<size_t>(1, (static_cast<size_t>(setting.batch) + requests.size() - 1) / requests.size());
+  std::vector<size_t> order(requests.size() * copies);
+  std::iota(order.begin(), order.end(), size_t{0});
+  if (setting.shuffle) order = shuffled(order.size(), 7);
+  std::map<RequestId, size_t> prompt_of;
+  std::map<RequestId, Trace> traces;
+  if (listener.on_trace) {
+    engine.decoder().set_tracer(
+        [&](int64_t layer, std::string_view op, const void* data, DType type, int64_t, int64_t columns) {
+          const auto& rows = engine.step_rows();
+          const size_t row_bytes = dtype_bytes(type, static_cast<size_t>(columns));
+          std::vector<std::byte> host(rows.size() * row_bytes);
+          engine.backend().download(host.data(), data, host.size());
+          for (size_t i = 0; i < rows.size(); i++) {
+            Digest d;
+            d.add(host.data() + i * row_bytes, row_bytes);
+            traces[rows[i].request][rows[i].position].push_back({layer, std::string(op), d.value()});
+          }
+        });
+  }
+  for (size_t i : order) {
+    const size_t prompt = i % requests.size();
+    Request r = requests[prompt];
+    if (listener.on_logits) {
+      r.on_logits = [&listener, prompt](int32_t position, std::span<const float> logits) {
+        listener.on_logits(prompt, position, logits);
+      };
+    }
+    prompt_of[engine.submit(std::move(r))] = prompt;
+  }
+  engine.run_until_idle();
+  engine.decoder().set_tracer({});
+  for (const auto& [id, prompt] : prompt_of) {
+    const Result result = engine.take(id).value();
+    if (result.reason == FinishReason::kError) throw Error(ErrorCode::kNumerical, result.error);
+    if (listener.on_tokens) listener.on_tokens(prompt, result.tokens);
+    if (listener.on_trace) listener.on_trace(prompt, traces[id]);
+  }
+}
+
+}  // namespace
+
+Verifier::Verifier(std::shared_ptr<const Checkpoint> file, BackendFactory factory, std::vector<VerifyBackend> backends,
+                   const VerifyOptions& options)
+    : file_(std::move(file)), factory_(std::move(factory)), backends_(std::move(backends)), options_(options) {}
+
+Verifier::~Verifier() = default;
+
+std::vector<VerifySetting> Verifier::settings() const {
+  std::vector<VerifySetting> all;
+  for (int32_t b : options_.batches) {
+    if (b > 1) all.push_back({.name = fmt::format("batch of {}", b), .batch = b});
+  }
+  for (int32_t b : options_.batches) {
+    if (b > 1) all.push_back({.name = fmt::format("batch of {}, order shuffled", b), .batch = b, .shuffle = true});
+  }
+  for (int32_t c : options_.chunks)
+    all.push_back({.name = fmt::format("prefill in chunks of {}", c), .batch = 2, .chunk = c});
+  all.push_back({.name = "prefix cache cold", .batch = 3});
+  all.push_back({.name = "prefix cache warm", .batch = 3, .warm_cache = true});
+  all.push_back({.name = "evicted and recomputed", .batch = 7, .chunk = 16, .starve_cache = true});
+  all.push_back({.name = "decoded tokens as one prefill", .batch = 1, .as_prefill = true});
+  for (const VerifyBackend& b : backends_) {
+    if (b.kind != 0) all.push_back({.name = b.name, .batch = 3, .backend = b.kind});
+  }
+  return all;
+}
+
+std::unique_ptr<Engine> Verifier::make_engine(const VerifySetting& setting, int64_t longest) const {
+  EngineOptions o;
+  o.context = static_cast<int32_t>(longest);
+  o.max_requests = setting.batch;
+  o.tokens_per_step = std::max(512, setting.batch);
+  o.chunk = setting.chunk;
+  o.prefix_cache = setting.warm_cache || setting.starve_cache;
+  if (setting.starve_cache) o.pages = static_cast<int32_t>(longest / o.page_size + 3);
+  return std::make_unique<Engine>(factory_(setting.backend), file_, o);
+}
+
+std::vector<Verifier::Trail> Verifier::play(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
+                                            bool sampled) const {
+  std::vector<Trail> trails(prompts.size());
+  std::vector<Request> requests;
+  size_t longest = 0;
+  for (size_t i = 0; i < prompts.size(); i++) {
+    requests.push_back(make_request(prompts[i], i, sampled, options_));
+    longest = std::max(longest, prompts[i].tokens.size());
+  }
+  const auto engine = make_engine(setting, static_cast<int64_t>(longest) + options_.decode_tokens + 1);
+  Listener listener;
+  listener.on_logits = [&](size_t prompt, int32_t position, std::span<const float> logits) {
+    trails[prompt].logits[position].assign(logits.begin(), logits.end());
+  };
+  listener.on_tokens = [&](size_t prompt, const std::vector<TokenOutput>& tokens) {
+    for (const TokenOutput& t : tokens) trails[prompt].tokens.push_back(t.token);
+  };
+  play_once(*engine, setting, requests, listener);
+  return trails;
+}
+
+VerifyRow Verifier::compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
+                            bool sampled) const {
+  const auto start = std::chrono::steady_clock::now();
+  const std::vector<Trail>& baseline = sampled ? seeded_ : greedy_;
+  VerifyRow row;
+  row.setting = setting;
+  row.sampled = sampled;
+  std::vector<Request> requests;
+  size_t longest = 0;
+  for (size_t i = 0; i < prompts.size(); i++) {
+    requests.push_back(make_request(prompts[i], i, sampled, options_));
+    if (setting.as_prefill) {
+      requests[i].prompt.insert(requests[i].prompt.end(), baseline[i].tokens.begin(), baseline[i].tokens.end());
+      requests[i].max_tokens = 0;
+    }
+    longest = std::max(longest, requests[i].prompt.size());
+  }
+  const auto engine = make_engine(setting, static_cast<int64_t>(longest) + options_.decode_tokens + 1);
+  std::map<size_t, VerifyDifference> first;
+  const auto differs = [&](size_t prompt, int32_t position, const char* what) {
+    VerifyDifference& d = first[prompt];
+    if (!d.prompt.empty() && d.position <= position) return;
+    d.prompt = prompts[prompt].name;
+    d.position = position;
+    d.what = what;
+  };
+  Listener listener;
+  listener.on_logits = [&](size_t prompt, int32_t position, std::span<const float> logits) {
+    const auto known = baseline[prompt].logits.find(position);
+    if (known == baseline[prompt].logits.end()) return;  // beyond the baseline's answer: its last token has no logits
+    row.positions++;
+    if (std::memcmp(known->second.data(), logits.data(), logits.size_bytes()) != 0) differs(prompt, position, "logits");
+  };
+  listener.on_tokens = [&](size_t prompt, const std::vector<TokenOutput>& tokens) {
+    if (setting.as_prefill) return;
+    const auto& known = baseline[prompt].tokens;
+    for (size_t i = 0; i < std::max(tokens.size(), known.size()); i++) {
+      if (i < tokens.size() && i < known.size() && tokens[i].token == known[i]) continue;
+      differs(prompt, static_cast<int32_t>(prompts[prompt].tokens.size() + i), "token");
+      break;
+    }
+  };
+  if (setting.warm_cache) play_once(*engine, setting, requests, {});
+  play_once(*engine, setting, requests, listener);
+  for (auto& [prompt, d] : first) {
+    locate(setting, prompts, sampled, prompt, d);
+    row.differences.push_back(d);
+  }
+  row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return row;
+}
+
+// Runs the baseline and the setting again with every operator traced, and names the first output of the prompt that
+// differs.
+void Verifier::locate(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled,
+                      size_t index, VerifyDifference& d) const {
+  const auto trace_of = [&](const VerifySetting& s) {
+    std::vector<Request> requests;
+    size_t longest = 0;
+    for (size_t i = 0; i < prompts.size(); i++) {
+      requests.push_back(make_request(prompts[i], i, sampled, options_));
+      if (s.as_prefill) {
+        const auto& answer = (sampled ? seeded_ : greedy_)[i].tokens;
+        requests[i].prompt.insert(requests[i].prompt.end(), answer.begin(), answer.end());
+        requests[i].max_tokens = 0;
+      }
+      longest = std::max(longest, requests[i].prompt.size());
+    }
+    const auto engine = make_engine(s, static_cast<int64_t>(longest) + options_.decode_tokens + 1);
+    if (s.warm_cache) play_once(*engine, s, requests, {});
+    Trace trace;
+    Listener listener;
+    listener.on_trace = [&](size_t prompt, const Trace& t) {
+      if (prompt == index) trace = t;
+    };
+    play_once(*engine, s, requests, listener);
+    return trace;
+  };
+  const Trace want = trace_of({.name = "baseline"}), got = trace_of(setting);
+  for (const auto& [position, ops] : want) {
+    const auto other = got.find(position);
+    if (position > d.position || other == got.end()) continue;
+    for (size_t i = 0; i < std::min(ops.size(), other->second.size()); i++) {
+      if (ops[i].digest == other->second[i].digest) continue;
+      d.position = position;
+      d.layer = ops[i].layer;
+      d.op = ops[i].op;
+      return;
+    }
+  }
+  d.layer = -1;
+}
+
+std::vector<VerifyRow> Verifier::run(const std::vector<VerifyPrompt>& prompts,
+                                     const std::function<void(const VerifyRow&)>& on_row) {
+  require(!prompts.empty(), "verify: no prompts");
+  const VerifySetting alone{.name = "baseline: one prompt alone, one prefill, no cache"};
+  greedy_ = play(alone, prompts, false);
+  seeded_ = play(alone, prompts, true);
+  std::vector<VerifyRow> rows;
+  for (const VerifySetting& s : settings()) {
+    for (const bool sampled : {false, true}) {
+      rows.push_back(compare(s, prompts, sampled));
+      if (on_row) on_row(rows.back());
+    }
+  }
+  return rows;
+}
+
+}  // namespace isobit
