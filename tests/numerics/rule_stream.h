@@ -17,11 +17,28 @@ namespace isobit::vectors {
 
 namespace num = numerics;
 
-constexpr int kScalarRules = 20;
-constexpr const char* kScalarRuleNames[kScalarRules] = {
-    "fadd", "fmul", "fdiv",   "fsqrt",        "ffma",       "f32_to_bf16", "f32_to_f16", "e4m3",
-    "silu", "tanh", "gelu",   "rms_scale",    "rope_entry", "rope_rotate", "mass",       "log_probability",
-    "ln",   "exp",  "gumbel", "process_logit"};
+constexpr int kScalarRules = 21;
+constexpr const char* kScalarRuleNames[kScalarRules] = {"fadd",
+                                                        "fmul",
+                                                        "fdiv",
+                                                        "fsqrt",
+                                                        "ffma",
+                                                        "f32_to_bf16",
+                                                        "f32_to_f16",
+                                                        "e4m3",
+                                                        "silu",
+                                                        "tanh",
+                                                        "gelu",
+                                                        "rms_scale",
+                                                        "rope_entry",
+                                                        "rope_rotate",
+                                                        "mass",
+                                                        "log_probability",
+                                                        "ln",
+                                                        "exp",
+                                                        "gumbel",
+                                                        "process_logit",
+                                                        "multiply, then add"};
 
 ISOBIT_HD uint64_t scalar_rule(int rule, uint64_t i) {
   const uint64_t r = mix(i * kScalarRules + static_cast<uint64_t>(rule)), r2 = mix(r);
@@ -77,10 +94,12 @@ ISOBIT_HD uint64_t scalar_rule(int rule, uint64_t i) {
       return num::bits64(num::exp(static_cast<double>(static_cast<int64_t>(r)) * 0x1p-54));
     case 18:
       return num::bits64(num::gumbel_score(small, num::noise_bits(r, u2, u1, num::NoisePurpose::kSample, u0)));
-    default:
-      return f(num::process_logit(small, small2, {1.3f, 0.25f, 0.125f}, u2 % 2 != 0, static_cast<int>(u2 >> 1 & 3),
+    case 19:
+      return f(num::process_logit(small, small2, {1.3f, 0.3f, 0.7f}, u2 % 2 != 0, static_cast<int>(u2 >> 1 & 3),
                                   1.7f)) |
              num::top_p_keeps(r >> 5, u2, r2 >> 4);
+    default:  // never one fused operation
+      return f(num::fadd(num::fmul(small, small2), num::fmul(small2, y)));
   }
 }
 
