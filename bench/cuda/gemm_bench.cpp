@@ -1,0 +1,105 @@
+// Rows gemm_bf16. With ISOBIT_GEMM_SWEEP set, every tile and cluster that fits is timed and printed to stderr.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+
+#include "gpu_bench.h"
+#include "ops/cuda/device.h"
+#include "ops/cuda/gemm.h"
+#include "ops/cuda/linear_cuda.h"
+
+namespace isobit::bench {
+namespace {
+
+using cuda::CudaLinear;
+using cuda::GemmPlan;
+
+constexpr int kSmCount = 132;
+
+class GemmBench {
+ public:
+  GemmBench(int64_t m, int64_t n, int64_t k)
+      : m_(m), x_(static_cast<size_t>(m * k) * 2), out_(static_cast<size_t>(m * n) * 2) {
+    x_.fill_random_bf16(1);
+    out_.poison();
+    const size_t bytes = static_cast<size_t>(n * k) * 2;
+    const int copies = m >= 1024 ? 2 : rotated_copies(bytes);
+    for (int i = 0; i < copies; i++) {
+      auto memory = std::make_shared<DeviceBuffer>(bytes);
+      memory->fill_random_bf16(static_cast<uint64_t>(i) << 40);
+      const std::shared_ptr<void> view(memory, memory->data());
+      weights_.push_back(std::make_unique<CudaLinear>(n, k, LinearForm::kStacked, DType::kBF16, Buffer(view, bytes)));
+    }
+  }
+
+  double run(const GemmPlan* plan = nullptr) {
+    return graph_us(static_cast<int>(weights_.size()), [&](int i, cudaStream_t stream) {
+      GemmArgs a = args(i);
+      cuda::KernelContext context;
+      context.stream = stream;
+      context.sm_count = kSmCount;
+      if (plan != nullptr) {
+        launch_gemm_planned(a, *plan, context);
+      } else {
+        launch_gemm(a, context);
+      }
+    });
+  }
+
+  void sweep(const char* name) {
+    const cuda::GemmShape shape = cuda::gemm_shape(args(0));
+    const GemmPlan chosen = gemm_plan(shape, kSmCount);
+    for (const cuda::GemmTile& t : cuda::gemm_tiles()) {
+      for (const auto& [cm, cn] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}, {1, 4}, {4, 1}}) {
+        if (!gemm_tile_fits(shape, t, cm, cn)) continue;
+        const GemmPlan p = gemm_plan_for(shape, t, cm, cn, kSmCount);
+        if (p.estimated_us > 2.5 * chosen.estimated_us + 2) continue;
+        const bool is = chosen.tile == t && chosen.cluster_m == cm && chosen.cluster_n == cn;
+        std::fprintf(stderr, "%s %dx%d c%dx%d st%d ctas%d: %.2f us (est %.1f)%s\n", name, t.warpgroups * 64, t.tile_n,
+                     cm, cn, p.stages, p.ctas, run(&p), p.estimated_us, is ? " <- plan" : "");
+      }
+    }
+  }
+
+ private:
+  GemmArgs args(int i) const {
+    GemmArgs a;
+    a.x = x_.data<uint16_t>();
+    a.m = m_;
+    a.w = weights_[static_cast<size_t>(i)].get();
+    a.epilogue = Epilogue::kStoreRounded;
+    a.out = out_.data();
+    return a;
+  }
+
+  int64_t m_;
+  DeviceBuffer x_, out_;
+  std::vector<std::unique_ptr<CudaLinear>> weights_;
+};
+
+void add(std::vector<Case>& all) {
+  const auto add_case = [&](int64_t m, int64_t n, int64_t k) {
+    Case c;
+    c.op = "gemm_bf16";
+    c.name = "m" + std::to_string(m) + "-" + std::to_string(n) + "x" + std::to_string(k);
+    c.floor_us = floor_us(2.0 * static_cast<double>(m * n) * static_cast<double>(k),
+                          2.0 * static_cast<double>(m * k + n * k + m * n));
+    c.run = [=, name = c.name] {
+      GemmBench bench(m, n, k);
+      if (std::getenv("ISOBIT_GEMM_SWEEP") != nullptr) bench.sweep(name.c_str());
+      return bench.run();
+    };
+    all.push_back(c);
+  };
+  for (const auto& [n, k] : {std::pair{4096, 4096}, {28672, 4096}, {4096, 14336}, {7168, 2048}}) {
+    for (const int m : {1, 16, 64, 4096}) add_case(m, n, k);
+  }
+  add_case(128, 4096, 4096);
+  add_case(256, 4096, 4096);
+  add_case(8192, 8192, 8192);
+}
+
+const AddCases kAdd(add);
+
+}  // namespace
+}  // namespace isobit::bench

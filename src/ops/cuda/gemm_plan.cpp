@@ -1,0 +1,108 @@
+#include "ops/cuda/gemm_plan.h"
+
+#include <algorithm>
+
+namespace isobit::cuda {
+namespace {
+
+constexpr int kSliceBytes = 128;          // a row of a slice: 64 elements
+constexpr int kMaxStages = 16;            // barriers in gemm_kernel.h
+constexpr int kSharedBytes = 224 * 1024;  // of 227 KB; the rest holds barriers and alignment
+// Two kernels side by side on an SM: the next one's weights are on their way while this one drains.
+constexpr int kSharedBytesPaired = 110 * 1024;
+constexpr int kWantedWeightBytes = 56 * 1024;  // in flight on an SM: about 1.3 µs at 4.3 TB/s / 132
+
+// Measured on an H200, or read from its data sheet where marked.
+constexpr double kClockGhz = 1.7;
+constexpr double kDramBytesPerUs = 4.3e6;
+constexpr double kL2BytesPerUs = 6.0e6;
+constexpr double kSmBytesPerUs = 0.1e6;        // into one SM's shared memory: 64 B a cycle (data sheet)
+constexpr double kSmDramBytesPerUs = 0.045e6;  // what one SM alone can draw from DRAM
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cycles of one k16 step of all the warpgroups' chains: the latency of a dependent step, or the tensor cores' rate.
+double step_cycles(const GemmTile& t) {
+  const double latency = 17.0 + 0.24 * t.tile_n;
+  const double rate = 0.5 * t.tile_n * t.warpgroups;
+  return std::max(latency, rate * 1.04);
+}
+
+double estimate_us(const GemmShape& s, const GemmPlan& p) {
+  const double slices = static_cast<double>(ceil_div(s.k, 64));
+  const double clusters = p.ctas / (p.cluster_m * p.cluster_n);
+  const double waves = static_cast<double>(ceil_div(p.cluster_tiles(), static_cast<int64_t>(clusters)));
+  const double tensor = step_cycles(p.tile) * 4 / (kClockGhz * 1e3);
+  const double in_bytes = (p.x_rows + p.tile.tile_n) * kSliceBytes;
+  const double l2_bytes =
+      (static_cast<double>(p.x_rows) / p.cluster_n + static_cast<double>(p.tile.tile_n) / p.cluster_m) * kSliceBytes;
+  const double slice = std::max({tensor, in_bytes / kSmBytesPerUs, l2_bytes * p.ctas / kL2BytesPerUs});
+  const double weights = static_cast<double>(s.n) * static_cast<double>(s.k) * 2;
+  const double dram = (weights + static_cast<double>(s.m) * static_cast<double>(s.k) * 2) / kDramBytesPerUs;
+  const double sm_dram = waves * p.tile.tile_n / p.cluster_m * static_cast<double>(s.k) * 2 / kSmDramBytesPerUs;
+  const double epilogue = (0.25 + 0.004 * p.tile.tile_n) * waves;
+  return std::max({waves * slices * slice + epilogue, dram, sm_dram}) + 0.05 * waves + 0.0005 * p.ctas;
+}
+
+}  // namespace
+
+const std::vector<GemmTile>& gemm_tiles() {
+  static const std::vector<GemmTile> tiles = {{1, 8, 2},  {1, 16, 2},  {1, 24, 2},  {1, 32, 2},  {1, 48, 2}, {1, 56, 2},
+                                              {1, 64, 2}, {1, 112, 2}, {1, 128, 2}, {2, 128, 1}, {2, 256, 1}};
+  return tiles;
+}
+
+bool gemm_tile_fits(const GemmShape& s, const GemmTile& t, int cluster_m, int cluster_n) {
+  if (s.gated && t.tile_n % 16 != 0) return false;
+  if (s.chunked && t.tile_n > 128) return false;
+  if (t.tile_n % (8 * cluster_m) != 0) return false;  // shares are whole 8-row groups
+  if (cluster_n > 1 && (s.m <= 32 || t.tile_n < 32)) return false;
+  const int64_t m_tiles = ceil_div(s.m, 64 * t.warpgroups);
+  return cluster_m <= m_tiles && cluster_n <= ceil_div(s.n, t.tile_n);
+}
+
+GemmPlan gemm_plan_for(const GemmShape& s, const GemmTile& t, int cluster_m, int cluster_n, int sm_count) {
+  GemmPlan p;
+  p.tile = t;
+  p.cluster_m = cluster_m;
+  p.cluster_n = cluster_n;
+  const int rows = 64 * t.warpgroups;
+  // Few rows: only those are loaded (the tensor cores read on into the next slot, and nobody looks at the result).
+  p.x_rows = static_cast<int>(std::min<int64_t>(rows, ceil_div(s.m, 8 * cluster_n) * 8 * cluster_n));
+  p.m_tiles = static_cast<int>(ceil_div(s.m, rows));
+  p.n_tiles = static_cast<int>(ceil_div(s.n, t.tile_n));
+
+  const int stage_bytes = t.slices * (p.x_rows + t.tile_n) * kSliceBytes;
+  const int stage_weight_bytes = t.slices * t.tile_n * kSliceBytes;
+  const int paired = std::min(kMaxStages, kSharedBytesPaired / stage_bytes);
+  const bool pair = t.warpgroups == 1 && paired * stage_weight_bytes >= kWantedWeightBytes && paired >= 3;
+  const int k_stages = static_cast<int>(ceil_div(s.k, 64 * t.slices));
+  p.stages = pair ? paired : std::min(kMaxStages, kSharedBytes / stage_bytes);
+  // A stage more than K has is of use only where a CTA walks on to another tile; at least 4, or 8 KB of weights, keep
+  // the tensor cores' reads past few rows inside the shared memory.
+  const int64_t clusters = sm_count / (cluster_m * cluster_n);
+  if (p.cluster_tiles() <= clusters) p.stages = std::min(p.stages, std::max(k_stages, 4));
+  p.shared_bytes = p.stages * stage_bytes + 1024;
+
+  const int64_t waves = ceil_div(p.cluster_tiles(), clusters);
+  p.ctas = static_cast<int>(ceil_div(p.cluster_tiles(), waves)) * cluster_m * cluster_n;
+  // 2048 rows of x walk together: with as many rows of w they are what a wave of tiles shares.
+  p.group_m = std::max(1, 2048 / (rows * cluster_m));
+  p.estimated_us = estimate_us(s, p);
+  return p;
+}
+
+GemmPlan gemm_plan(const GemmShape& s, int sm_count) {
+  static constexpr int kClusters[][2] = {{1, 1}, {2, 1}, {1, 2}};
+  GemmPlan best;
+  for (const GemmTile& t : gemm_tiles()) {
+    for (const auto& [cluster_m, cluster_n] : kClusters) {
+      if (!gemm_tile_fits(s, t, cluster_m, cluster_n)) continue;
+      const GemmPlan p = gemm_plan_for(s, t, cluster_m, cluster_n, sm_count);
+      if (best.stages == 0 || p.estimated_us < best.estimated_us) best = p;
+    }
+  }
+  return best;
+}
+
+}  // namespace isobit::cuda

@@ -1,0 +1,49 @@
+#pragma once
+// How a GEMM is cut into tiles: a pure function of its sizes and the GPU, never of data. It decides speed alone; every
+// plan gives the same bits (docs/numerics.md, N7).
+#include <cstdint>
+#include <vector>
+
+namespace isobit::cuda {
+
+// A compiled kernel: `warpgroups` of 64 rows of x each, `tile_n` weight rows, stages of `slices` × 64 of K.
+struct GemmTile {
+  int warpgroups = 1;
+  int tile_n = 0;
+  int slices = 1;
+  auto operator<=>(const GemmTile&) const = default;
+};
+
+// Every compiled tile.
+const std::vector<GemmTile>& gemm_tiles();
+
+struct GemmPlan {
+  GemmTile tile;
+  int cluster_m = 1, cluster_n = 1;  // CTAs of a cluster along M share the weights' tile, along N the activations'
+  int x_rows = 0;                    // rows of x loaded a tile: a multiple of 8, at most 64 · warpgroups
+  int stages = 0;
+  int m_tiles = 0, n_tiles = 0;  // in CTAs, not rounded to clusters
+  int group_m = 1;  // clusters along M that walk the weights together, so that the L2 holds what they share
+  int ctas = 0;     // grid, a multiple of the cluster; each walks tiles until none is left
+  int shared_bytes = 0;
+  double estimated_us = 0;
+
+  int64_t cluster_tiles() const {
+    return static_cast<int64_t>((m_tiles + cluster_m - 1) / cluster_m) * ((n_tiles + cluster_n - 1) / cluster_n);
+  }
+};
+
+struct GemmShape {
+  int64_t m = 0, n = 0, k = 0;  // n: rows as stored (linear_cuda.h)
+  bool gated = false;           // gate and up must fall into one tile: tile_n a multiple of 16
+  bool chunked = false;         // N7's narrow matrices: a second set of accumulators, so tile_n ≤ 128
+};
+
+// True where the tile can serve the shape at all.
+bool gemm_tile_fits(const GemmShape& shape, const GemmTile& tile, int cluster_m, int cluster_n);
+// The plan for a given tile and cluster; gemm_tile_fits must hold.
+GemmPlan gemm_plan_for(const GemmShape& shape, const GemmTile& tile, int cluster_m, int cluster_n, int sm_count);
+// The fastest by estimate.
+GemmPlan gemm_plan(const GemmShape& shape, int sm_count);
+
+}  // namespace isobit::cuda
