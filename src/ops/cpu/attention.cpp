@@ -1,47 +1,56 @@
-#include "numerics/attention.h"
-
+// Cuts an attention call into tiles for the threads. How it is cut changes no bit.
 #include <algorithm>
 #include <vector>
 
 #include "base/error.h"
-#include "ops/cpu/attention_plan.h"
+#include "ops/cpu/attention_tile.h"
 #include "ops/cpu/cpu_ops.h"
 
 namespace isobit::cpu {
 namespace {
 
-using namespace numerics;
+// Tokens from `begin` on that can share a tile: of one request, and in a chain.
+int32_t run_length(const std::vector<AttentionQuery>& queries, int32_t begin, int32_t most) {
+  const AttentionQuery& first = queries[static_cast<size_t>(begin)];
+  if (first.path != nullptr) return 1;
+  int32_t n = 1;
+  while (n < most && static_cast<size_t>(begin + n) < queries.size()) {
+    const AttentionQuery& q = queries[static_cast<size_t>(begin + n)];
+    if (q.last == 0 || q.request != first.request) break;
+    n++;
+  }
+  return n;
+}
 
-// The contract's scalar row over the paged cache. An FP8 element is its value times the head's scale, rounded once.
-template <Operand kind>
-void scalar_row(const AttentionArgs& a, const AttentionPlan& plan, const AttentionQuery& q, int32_t head) {
-  const int32_t kv_head = head / (a.q_heads / a.cache.kv_heads);
-  const int dim = a.cache.head_dim;
-  std::vector<uint16_t> scratch(static_cast<size_t>(a.cache.type == DType::kF8E4M3 ? 17 * dim : 0));
-  const auto read = [&](const void* base, const float* scales, int64_t key, uint16_t* row) -> const uint16_t* {
-    const int64_t at = plan.element(q.request, q.cache_index(key), kv_head);
-    if (a.cache.type != DType::kF8E4M3) return static_cast<const uint16_t*>(base) + at;
-    for (int d = 0; d < dim; d++) {
-      const float x = fmul(e4m3_to_f32(static_cast<const uint8_t*>(base)[at + d]), scales[kv_head]);
-      row[d] = kind == Operand::kBF16 ? f32_to_bf16(x) : f32_to_f16(x);
+std::vector<AttentionTile> cut(const AttentionArgs& a, const AttentionPlan& plan, int threads) {
+  const std::vector<AttentionQuery>& queries = plan.queries();
+  const int32_t group = a.q_heads / a.cache.kv_heads, most = std::max(1, kMaxTileRows / group);
+  std::vector<AttentionTile> tiles;
+  for (int32_t t = 0; t < a.tokens;) {
+    const AttentionQuery& q = queries[static_cast<size_t>(t)];
+    if (q.last == 0) {
+      t++;
+      continue;
     }
-    return row;
-  };
-  // attention_row goes through 16 values again and again: each has a row of scratch until another takes it.
-  int64_t held[16];
-  std::fill_n(held, 16, -1);
-  const int64_t at = (q.token * a.q_heads + head) * dim;
-  attention_row<kind>(
-      a.q + at, dim, q.last, [&](int64_t key) { return read(a.cache.k, a.cache.k_scale, key, scratch.data()); },
-      [&](int64_t key) {
-        const int64_t i = key % 16;
-        uint16_t* row = scratch.data() + (i + 1) * dim;
-        if (a.cache.type == DType::kF8E4M3 && held[i] == key) return static_cast<const uint16_t*>(row);
-        held[i] = key;
-        return read(a.cache.v, a.cache.v_scale, key, row);
-      },
-      [&](int64_t key) { return q.allowed(key); }, AttentionScale{a.scale, a.soft_cap},
-      a.sinks != nullptr ? a.sinks + head : nullptr, a.out + at);
+    const int32_t n = run_length(queries, t, most);
+    for (int32_t h = 0; h < a.cache.kv_heads; h++) tiles.push_back({&q, n, h, h * group, (h + 1) * group});
+    t += n;
+  }
+  // The last round of the threads, if it is not full, is split by heads.
+  const size_t whole = tiles.size() / static_cast<size_t>(threads) * static_cast<size_t>(threads);
+  if (group == 1 || whole == tiles.size() || tiles.size() > static_cast<size_t>(8 * threads)) return tiles;
+  const std::vector<AttentionTile> rest(tiles.begin() + static_cast<std::ptrdiff_t>(whole), tiles.end());
+  tiles.resize(whole);
+  const int32_t pieces = std::min(group, threads);
+  for (const AttentionTile& tile : rest) {
+    for (int32_t i = 0; i < pieces; i++) {
+      AttentionTile part = tile;
+      part.head_begin = tile.head_begin + i * group / pieces;
+      part.head_end = tile.head_begin + (i + 1) * group / pieces;
+      tiles.push_back(part);
+    }
+  }
+  return tiles;
 }
 
 }  // namespace
@@ -50,15 +59,13 @@ void attention(const Cpu& cpu, const AttentionArgs& a) {
   require(a.cache.type == a.type || a.cache.type == DType::kF8E4M3, "attention: the cache is {}, the queries {}",
           dtype_info(a.cache.type).name, dtype_info(a.type).name);
   const AttentionPlan plan(a);
-  cpu.pool.parallel_for(int64_t{a.tokens} * a.q_heads, [&](int, int64_t i) {
-    const AttentionQuery& q = plan.queries()[static_cast<size_t>(i / a.q_heads)];
-    const auto head = static_cast<int32_t>(i % a.q_heads);
-    if (a.type == DType::kBF16) {
-      scalar_row<Operand::kBF16>(a, plan, q, head);
-    } else {
-      scalar_row<Operand::kF16>(a, plan, q, head);
-    }
-  });
+  const int64_t row = int64_t{a.q_heads} * a.cache.head_dim;
+  for (const AttentionQuery& q : plan.queries()) {
+    if (q.last == 0) std::fill_n(a.out + q.token * row, row, uint16_t{0});
+  }
+  const std::vector<AttentionTile> tiles = cut(a, plan, cpu.pool.size());
+  cpu.pool.parallel_for(static_cast<int64_t>(tiles.size()),
+                        [&](int, int64_t i) { attention_tile(cpu.simd, a, plan, tiles[static_cast<size_t>(i)]); });
 }
 
 }  // namespace isobit::cpu

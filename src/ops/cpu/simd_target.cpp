@@ -1,11 +1,11 @@
 #include "ops/cpu/simd_target.h"
 
 #include <fmt/ranges.h>
-#include <hwy/highway.h>
 
 #include <algorithm>
 
 #include "base/error.h"
+#include "ops/cpu/simd_targets.h"
 
 namespace isobit::cpu {
 namespace {

@@ -1,0 +1,60 @@
+// The contract's scalar row over the paged cache: for targets without vectors.
+#include <algorithm>
+#include <vector>
+
+#include "numerics/attention.h"
+#include "ops/cpu/attention_tile.h"
+
+namespace isobit::cpu {
+namespace {
+
+using namespace numerics;
+
+// An FP8 element is its value times the head's scale, rounded once.
+template <Operand kind>
+void one_row(const AttentionArgs& a, const AttentionPlan& plan, const AttentionQuery& q, int32_t head) {
+  const int32_t kv_head = head / (a.q_heads / a.cache.kv_heads);
+  const int dim = a.cache.head_dim;
+  const bool fp8 = a.cache.type == DType::kF8E4M3;
+  std::vector<uint16_t> scratch(static_cast<size_t>(fp8 ? 17 * dim : 0));
+  const auto read = [&](const void* base, const float* scales, int64_t key, uint16_t* row) -> const uint16_t* {
+    const int64_t at = plan.element(q.request, q.cache_index(key), kv_head);
+    if (!fp8) return static_cast<const uint16_t*>(base) + at;
+    for (int d = 0; d < dim; d++) {
+      const float x = fmul(e4m3_to_f32(static_cast<const uint8_t*>(base)[at + d]), scales[kv_head]);
+      row[d] = kind == Operand::kBF16 ? f32_to_bf16(x) : f32_to_f16(x);
+    }
+    return row;
+  };
+  // attention_row goes through 16 values again and again: each has a row of scratch until another takes it.
+  int64_t held[16];
+  std::fill_n(held, 16, -1);
+  const int64_t at = (q.token * a.q_heads + head) * dim;
+  attention_row<kind>(
+      a.q + at, dim, q.last, [&](int64_t key) { return read(a.cache.k, a.cache.k_scale, key, scratch.data()); },
+      [&](int64_t key) {
+        const int64_t i = key % 16;
+        uint16_t* row = fp8 ? scratch.data() + (i + 1) * dim : nullptr;
+        if (fp8 && held[i] == key) return static_cast<const uint16_t*>(row);
+        held[i] = key;
+        return read(a.cache.v, a.cache.v_scale, key, row);
+      },
+      [&](int64_t key) { return q.allowed(key); }, AttentionScale{a.scale, a.soft_cap},
+      a.sinks != nullptr ? a.sinks + head : nullptr, a.out + at);
+}
+
+}  // namespace
+
+void attention_tile_scalar(const AttentionArgs& args, const AttentionPlan& plan, const AttentionTile& tile) {
+  for (int32_t t = 0; t < tile.tokens; t++) {
+    for (int32_t h = tile.head_begin; h < tile.head_end; h++) {
+      if (args.type == DType::kBF16) {
+        one_row<Operand::kBF16>(args, plan, tile.queries[t], h);
+      } else {
+        one_row<Operand::kF16>(args, plan, tile.queries[t], h);
+      }
+    }
+  }
+}
+
+}  // namespace isobit::cpu

@@ -1,0 +1,385 @@
+// Attention by rule N10, vectorised: scores with a lane per key, P·V with a lane per column.
+#include "ops/cpu/attention_tile.h"
+
+#include <hwy/aligned_allocator.h>
+
+#include <algorithm>
+
+#include "numerics/attention.h"
+#include "ops/cpu/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/attention_tile.cpp"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Once for each target:
+#include "ops/cpu/attention-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace isobit::cpu {
+namespace HWY_NAMESPACE {
+
+#if HWY_TARGET == HWY_SCALAR
+
+void RunTile(const AttentionArgs& args, const AttentionPlan& plan, const AttentionTile& tile) {
+  attention_tile_scalar(args, plan, tile);
+}
+
+#else
+
+constexpr size_t kKeys = 64;       // keys of one panel
+constexpr size_t kMaxBlock = 128;  // the contract's largest block
+
+template <Operand kind>
+class TileRun {
+ public:
+  TileRun(const AttentionArgs& args, const AttentionPlan& plan, const AttentionTile& tile);
+  void run();
+
+ private:
+  struct Row {
+    const AttentionQuery* query = nullptr;
+    int32_t head = 0;
+    numerics::AttentionSums sums;
+    float folded_r = numerics::kMinusInf, folded_l = 0.0f, alpha = 1.0f;
+    bool active = false;  // in this block
+  };
+  using D = F32;
+
+  const uint16_t* key_or_value(bool value, int64_t key, uint16_t* scratch);
+  void set_queries();
+  void block(int64_t start);
+  void scores(int64_t start);
+  void mask(const Row& row, int64_t start, float* score) const;
+  void probabilities(Row& row, float* score, float* rounded);
+  void values(int64_t group);
+  void fold();
+  void finish(const Row& row, const float* folded);
+
+  bool overlaps(const Row& row, int64_t begin, int64_t end) const {
+    return row.query->first < end && row.query->last > begin;
+  }
+
+  const AttentionArgs& args_;
+  const AttentionPlan& plan_;
+  const AttentionTile& tile_;
+  const numerics::AttentionScale scale_;
+  const size_t dim_, block_;
+  const size_t columns_;  // dim_, filled up to whole steps
+  const bool fp8_;
+  int64_t first_ = 0, last_ = 0;  // keys that any row sees
+  std::vector<Row> rows_;
+  hwy::AlignedFreeUniquePtr<Shared16[]> queries_;                                    // [rows][dim / 16]
+  hwy::AlignedFreeUniquePtr<float[]> key_panel_, value_panel_, score_, o_, folded_;  // score_: [rows][kMaxBlock]
+  hwy::AlignedFreeUniquePtr<uint8_t[]> key_exponents_, value_exponents_;
+  hwy::AlignedFreeUniquePtr<uint16_t[]> rows_of_fp8_;  // [kKeys][dim]
+  uint16_t k_of_fp8_[256], v_of_fp8_[256];
+};
+
+template <Operand kind>
+TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, const AttentionTile& tile)
+    : args_(args),
+      plan_(plan),
+      tile_(tile),
+      scale_{args.scale, args.soft_cap},
+      dim_(static_cast<size_t>(args.cache.head_dim)),
+      block_(static_cast<size_t>(numerics::attention_block(args.cache.head_dim))),
+      columns_((dim_ + PanelLanes(D()) - 1) / PanelLanes(D()) * PanelLanes(D())),
+      fp8_(args.cache.type == DType::kF8E4M3) {
+  first_ = tile.queries[0].first;
+  last_ = tile.queries[0].last;
+  for (int32_t t = 0; t < tile.tokens; t++) {
+    first_ = std::min(first_, tile.queries[t].first);
+    last_ = std::max(last_, tile.queries[t].last);
+    for (int32_t h = tile.head_begin; h < tile.head_end; h++) {
+      Row row;
+      row.query = tile.queries + t;
+      row.head = h;
+      rows_.push_back(row);
+    }
+  }
+  const size_t n = rows_.size();
+  queries_ = hwy::AllocateAligned<Shared16>(n * dim_ / 16);
+  key_panel_ = hwy::AllocateAligned<float>(dim_ * kKeys);
+  key_exponents_ = hwy::AllocateAligned<uint8_t>(dim_ * kKeys);
+  value_panel_ = hwy::AllocateAligned<float>(16 * columns_);
+  value_exponents_ = hwy::AllocateAligned<uint8_t>(16 * columns_);
+  score_ = hwy::AllocateAligned<float>(n * kMaxBlock);
+  o_ = hwy::AllocateAligned<float>(n * columns_);
+  folded_ = hwy::AllocateAligned<float>(n * columns_);
+  // Columns past the head's are zeros with an ordinary exponent, so that their steps are ordinary.
+  std::fill_n(value_panel_.get(), 16 * columns_, 0.0f);
+  std::fill_n(value_exponents_.get(), 16 * columns_, uint8_t{127});
+  if (!fp8_) return;
+  rows_of_fp8_ = hwy::AllocateAligned<uint16_t>(kKeys * dim_);
+  for (int i = 0; i < 256; i++) {
+    const float x = numerics::e4m3_to_f32(static_cast<uint8_t>(i));
+    const float k = numerics::fmul(x, args.cache.k_scale[tile.kv_head]);
+    const float v = numerics::fmul(x, args.cache.v_scale[tile.kv_head]);
+    k_of_fp8_[i] = kind == Operand::kBF16 ? numerics::f32_to_bf16(k) : numerics::f32_to_f16(k);
+    v_of_fp8_[i] = kind == Operand::kBF16 ? numerics::f32_to_bf16(v) : numerics::f32_to_f16(v);
+  }
+}
+
+template <Operand kind>
+const uint16_t* TileRun<kind>::key_or_value(bool value, int64_t key, uint16_t* scratch) {
+  const AttentionQuery& q = tile_.queries[0];
+  const int64_t at = plan_.element(q.request, q.cache_index(key), tile_.kv_head);
+  const void* base = value ? args_.cache.v : args_.cache.k;
+  if (!fp8_) return static_cast<const uint16_t*>(base) + at;
+  const uint16_t* table = value ? v_of_fp8_ : k_of_fp8_;
+  const uint8_t* from = static_cast<const uint8_t*>(base) + at;
+  for (size_t i = 0; i < dim_; i++) scratch[i] = table[from[i]];
+  return scratch;
+}
+
+template <Operand kind>
+void TileRun<kind>::set_queries() {
+  float x[16];
+  for (size_t r = 0; r < rows_.size(); r++) {
+    const uint16_t* q = args_.q + (rows_[r].query->token * args_.q_heads + rows_[r].head) * static_cast<int64_t>(dim_);
+    for (size_t i = 0; i < dim_; i += 16) {
+      for (size_t j = 0; j < 16; j++) {
+        x[j] = kind == Operand::kBF16 ? numerics::bf16_to_f32(q[i + j]) : numerics::f16_to_f32(q[i + j]);
+      }
+      SetShared<kind>(D(), x, queries_[(r * dim_ + i) / 16]);
+    }
+  }
+}
+
+template <Operand kind>
+void TileRun<kind>::mask(const Row& row, int64_t start, float* score) const {
+  const AttentionQuery& q = *row.query;
+  if (q.mask == nullptr && q.first <= start && start + static_cast<int64_t>(kKeys) <= q.last) return;
+  for (size_t j = 0; j < kKeys; j++) {
+    if (!q.allowed(start + static_cast<int64_t>(j))) score[j] = numerics::kMinusInf;
+  }
+}
+
+// The scores of the block, in powers of two after factor(); masked keys are -infinity.
+template <Operand kind>
+void TileRun<kind>::scores(int64_t block_start) {
+  const D d;
+  for (size_t part = 0; part < block_; part += kKeys) {
+    const int64_t start = block_start + static_cast<int64_t>(part), end = start + static_cast<int64_t>(kKeys);
+    const int64_t low = std::max(start, first_), high = std::min(end, last_);
+    bool odd = false;
+    if (low < high) {
+      // Keys that no row sees are masked afterwards: any readable one will do in their place.
+      const uint16_t* keys[kKeys];
+      for (int64_t key = low; key < high; key++) {
+        uint16_t* scratch = fp8_ ? rows_of_fp8_.get() + static_cast<size_t>(key - start) * dim_ : nullptr;
+        keys[key - start] = key_or_value(false, key, scratch);
+      }
+      std::fill_n(keys, low - start, keys[low - start]);
+      std::fill(keys + (high - start), keys + kKeys, keys[low - start]);
+      odd = KeyPanel<kind>(d, keys, kKeys, dim_, key_panel_.get(), key_exponents_.get());
+    }
+    for (size_t r = 0; r < rows_.size(); r++) {
+      float* score = score_.get() + r * kMaxBlock + part;
+      if (!rows_[r].active) continue;
+      if (!overlaps(rows_[r], start, end)) {
+        std::fill_n(score, kKeys, numerics::kMinusInf);
+        continue;
+      }
+      std::fill_n(score, kKeys, 0.0f);
+      for (size_t i = 0; i < dim_ / 16; i++) {
+        const Shared16& q = queries_[r * dim_ / 16 + i];
+        const size_t at = i * 16 * kKeys;
+        if (HWY_UNLIKELY(odd || q.odd)) {
+          StepScalar<kind>(score, ~uint64_t{0}, q, key_panel_.get() + at, kKeys, 0xffff);
+          continue;
+        }
+        for (size_t j = 0; j < kKeys; j += PanelLanes(d)) {
+          StepPanel<kind>(d, score + j, q, key_panel_.get() + at + j, key_exponents_.get() + at + j, kKeys);
+        }
+      }
+      if (scale_.soft_cap > 0.0f) {
+        const auto cap = hn::Set(d, numerics::fmul(scale_.soft_cap, numerics::kLog2E));
+        const auto inner = hn::Set(d, numerics::fdiv(scale_.scale, scale_.soft_cap));
+        for (size_t j = 0; j < kKeys; j += hn::Lanes(d)) {
+          hn::Store(hn::Mul(cap, Tanh(d, hn::Mul(hn::Load(d, score + j), inner))), d, score + j);
+        }
+      }
+      mask(rows_[r], start, score);
+    }
+  }
+}
+
+// From scores to rounded probabilities (as f32), and the row sum.
+template <Operand kind>
+void TileRun<kind>::probabilities(Row& row, float* score, float* rounded) {
+  const D d;
+  const hn::FixedTag<float, 4> d4;
+  auto largest = hn::Set(d, numerics::kMinusInf);
+  for (size_t j = 0; j < block_; j += hn::Lanes(d)) {
+    const auto s = hn::Load(d, score + j);
+    largest = hn::IfThenElse(hn::Gt(s, largest), s, largest);  // a NaN loses
+  }
+  const float factor = scale_.factor();
+  row.alpha = numerics::attention_grow(row.sums, hn::GetLane(hn::MaxOfLanes(d, largest)), factor);
+  const float r = row.sums.r;
+  const auto minus_r = hn::Set(d, r == numerics::kMinusInf ? 0.0f : -r), scale = hn::Set(d, factor);
+  for (size_t j = 0; j < block_; j += hn::Lanes(d)) {
+    hn::Store(Ex2(d, Fma(d, hn::Load(d, score + j), scale, minus_r)), d, score + j);
+  }
+  auto l = hn::LoadU(d4, row.sums.l);
+  auto alpha = hn::Set(d4, row.alpha);
+  for (size_t j = 0; j < block_; j += 16) {
+    const float* v = score + j;
+    const auto low = hn::Add(hn::Load(d4, v), hn::Load(d4, v + 8));
+    const auto high = hn::Add(hn::Load(d4, v + 4), hn::Load(d4, v + 12));
+    const auto u = hn::Add(hn::ConcatEven(d4, high, low), hn::ConcatOdd(d4, high, low));
+    l = Fma(d4, l, alpha, u);
+    alpha = hn::Set(d4, 1.0f);
+  }
+  hn::StoreU(l, d4, row.sums.l);
+  for (size_t j = 0; j < block_; j += hn::Lanes(d)) {
+    if constexpr (kind == Operand::kBF16) {
+      const auto bits = hn::ShiftLeft<16>(RoundBF16(d, hn::Load(d, score + j)));
+      hn::Store(hn::BitCast(d, bits), d, rounded + j);
+    } else {
+      for (size_t i = j; i < j + hn::Lanes(d); i++) rounded[i] = numerics::f16_to_f32(numerics::f32_to_f16(score[i]));
+    }
+  }
+}
+
+// P·V of one group of sixteen keys. Probabilities are in score_.
+template <Operand kind>
+void TileRun<kind>::values(int64_t start) {
+  const D d;
+  const int64_t low = std::max(start, first_), high = std::min(start + 16, last_);
+  if (low >= high) return;
+  const uint16_t* pointers[16] = {};
+  for (int64_t key = low; key < high; key++) {
+    uint16_t* scratch = fp8_ ? rows_of_fp8_.get() + static_cast<size_t>(key - start) * dim_ : nullptr;
+    pointers[key - start] = key_or_value(true, key, scratch);
+  }
+  const bool odd = ValuePanel<kind>(d, pointers, dim_, columns_, value_panel_.get(), value_exponents_.get());
+  const size_t in_block = static_cast<size_t>(start) % block_;
+  Shared16 p;
+  for (size_t r = 0; r < rows_.size(); r++) {
+    const Row& row = rows_[r];
+    if (!row.active || !overlaps(row, start, start + 16)) continue;
+    SetShared<kind>(d, score_.get() + r * kMaxBlock + in_block, p);
+    float* o = o_.get() + r * columns_;
+    if (HWY_UNLIKELY(odd || p.odd)) {
+      uint32_t allowed = 0;
+      for (int i = 0; i < 16; i++) allowed |= (row.query->allowed(start + i) ? 1u : 0u) << i;
+      for (size_t j = 0; j < dim_; j += 16) {
+        StepScalar<kind>(o + j, 0xffff, p, value_panel_.get() + j, columns_, allowed);
+      }
+      continue;
+    }
+    if (p.zero) continue;
+    for (size_t j = 0; j < columns_; j += PanelLanes(d)) {
+      StepPanel<kind>(d, o + j, p, value_panel_.get() + j, value_exponents_.get() + j, columns_);
+    }
+  }
+}
+
+template <Operand kind>
+void TileRun<kind>::block(int64_t start) {
+  const D d;
+  const int64_t end = start + static_cast<int64_t>(block_);
+  for (Row& row : rows_) row.active = overlaps(row, start, end);
+  scores(start);
+  for (size_t r = 0; r < rows_.size(); r++) {
+    Row& row = rows_[r];
+    if (!row.active) continue;
+    float* score = score_.get() + r * kMaxBlock;
+    probabilities(row, score, score);
+    if (row.alpha == 1.0f) continue;
+    const auto alpha = hn::Set(d, row.alpha);
+    float* o = o_.get() + r * columns_;
+    for (size_t j = 0; j < columns_; j += hn::Lanes(d)) hn::Store(hn::Mul(hn::Load(d, o + j), alpha), d, o + j);
+  }
+  for (int64_t group = start; group < end; group += 16) values(group);
+}
+
+// The end of a super-block: joins what the earlier ones gave.
+template <Operand kind>
+void TileRun<kind>::fold() {
+  const D d;
+  for (size_t r = 0; r < rows_.size(); r++) {
+    Row& row = rows_[r];
+    float* o = o_.get() + r * columns_;
+    float* folded = folded_.get() + r * columns_;
+    if (row.sums.r == numerics::kMinusInf) continue;
+    if (row.folded_r == numerics::kMinusInf) {
+      row.folded_r = row.sums.r;
+      row.folded_l = row.sums.total();
+      std::copy_n(o, columns_, folded);
+      continue;
+    }
+    const numerics::AttentionFold f = numerics::attention_fold(row.folded_r, row.sums.r);
+    row.folded_r = f.r;
+    row.folded_l = numerics::attention_fold_value(row.folded_l, row.sums.total(), f);
+    const auto a = hn::Set(d, f.a), b = hn::Set(d, f.b);
+    for (size_t j = 0; j < columns_; j += hn::Lanes(d)) {
+      hn::Store(Fma(d, hn::Load(d, o + j), b, hn::Mul(hn::Load(d, folded + j), a)), d, folded + j);
+    }
+  }
+}
+
+template <Operand kind>
+void TileRun<kind>::finish(const Row& row, const float* folded) {
+  const D d;
+  uint16_t* out = args_.out + (row.query->token * args_.q_heads + row.head) * static_cast<int64_t>(dim_);
+  if (row.folded_r == numerics::kMinusInf) {
+    std::fill_n(out, dim_, uint16_t{0});
+    return;
+  }
+  float l = row.folded_l;
+  if (args_.sinks != nullptr) l = numerics::attention_sink(l, args_.sinks[row.head], row.folded_r);
+  const float inv = numerics::fdiv(1.0f, l);
+  for (size_t j = 0; j < dim_; j += hn::Lanes(d)) {
+    if constexpr (kind == Operand::kBF16) {
+      StoreBF16(d, hn::Add(hn::Mul(hn::Load(d, folded + j), hn::Set(d, inv)), hn::Zero(d)), out + j);
+    } else {
+      for (size_t i = j; i < j + hn::Lanes(d); i++) {
+        out[i] = numerics::f32_to_f16(numerics::attention_out(folded[i], inv));
+      }
+    }
+  }
+}
+
+template <Operand kind>
+void TileRun<kind>::run() {
+  set_queries();
+  const auto block_size = static_cast<int64_t>(block_);
+  const int64_t super_size = numerics::kAttentionSuperBlock;
+  for (int64_t super = first_ / super_size * super_size; super < last_; super += super_size) {
+    for (Row& row : rows_) row.sums = {};
+    std::fill_n(o_.get(), rows_.size() * columns_, 0.0f);
+    const int64_t begin = std::max(super, first_ / block_size * block_size), end = std::min(super + super_size, last_);
+    for (int64_t start = begin; start < end; start += block_size) block(start);
+    fold();
+  }
+  for (size_t r = 0; r < rows_.size(); r++) finish(rows_[r], folded_.get() + r * columns_);
+}
+
+void RunTile(const AttentionArgs& args, const AttentionPlan& plan, const AttentionTile& tile) {
+  if (args.type == DType::kBF16) {
+    TileRun<Operand::kBF16>(args, plan, tile).run();
+  } else {
+    TileRun<Operand::kF16>(args, plan, tile).run();
+  }
+}
+
+#endif  // HWY_TARGET != HWY_SCALAR
+
+}  // namespace HWY_NAMESPACE
+}  // namespace isobit::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace isobit::cpu {
+
+HWY_EXPORT(RunTile);
+
+void attention_tile(int64_t simd, const AttentionArgs& args, const AttentionPlan& plan, const AttentionTile& tile) {
+  for_target(HWY_DISPATCH_TABLE(RunTile), simd)(args, plan, tile);
+}
+
+}  // namespace isobit::cpu
+#endif
