@@ -1,0 +1,390 @@
+// The exact tensor-core GEMM on SIMD lanes, one lane an output.
+//
+// One step of dot16 for a lane: the largest exponent E over the sixteen products and c; every product and c cut toward
+// zero to 2^(E-25); their sum; cut to f32. In vector form, with no branch:
+//  - E from bytes: the weights' biased exponents (a zero: 0) less what the activation lies under the largest of its
+//    block of 16 (a zero: 255, saturating), 4·lanes products an instruction; then the largest of the four bytes of a
+//    lane, plus the block's largest activation, against c's exponent.
+//  - a product of two bf16 is exact in f32, and so is its multiple by 2^(25-E); the conversion to int32 cuts it.
+//  - the sum of the products stays under 2^31 quanta; with c it does unless nearly all mantissas are full, which
+//    prepare_row excludes.
+// Instructions for 8 products: mul, mul, convert, add = 4, and 31 for each step of 128: 5.9 in all.
+// It is exact where no intermediate leaves f32's normal range, so weights are 0 or in [2^-26, 2^30) and activations 0
+// or in [2^-51, 2^16): the smallest product's exponent is -77 and no lower than its block's largest less 66, so bytes
+// never saturate but for zeros; c is a multiple of 2^-102, so 2^(25-E) is finite. Other rows and panels take
+// simd-inl.h's Dot16, for any values.
+#include "ops/cpu/gemm_kernel.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "numerics/gemm.h"
+#include "ops/cpu/simd_targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/gemm_kernel.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "ops/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace isobit::cpu {
+namespace HWY_NAMESPACE {
+namespace {
+
+using V = hn::Vec<F32>;
+using I32 = I32Of<F32>;
+using U32 = U32Of<F32>;
+using VI = hn::Vec<I32>;
+using VU = hn::Vec<U32>;
+constexpr F32 kF;
+constexpr I32 kI;
+constexpr U32 kU;
+
+HWY_INLINE size_t Width() { return hn::Lanes(kF); }
+
+HWY_INLINE VU LoadCodes(const std::byte* p) { return hn::LoadU(kU, reinterpret_cast<const uint32_t*>(p)); }
+
+HWY_INLINE V LoadF16(const std::byte* p) {
+  const hn::Rebind<hwy::float16_t, F32> d16;
+  return hn::PromoteTo(kF, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+}
+HWY_INLINE V LoadF32(const std::byte* p) { return hn::LoadU(kF, reinterpret_cast<const float*>(p)); }
+
+// The weights D·code + M of one output a lane, rounded to bf16 by two operations: with p = 2^16·w,
+// hi = p - fl(p - w), where the subtraction drops what is under bf16's last bit (to nearest, ties to even, since at a
+// tie the last kept bit of p is 0). If p - w falls into the binade under p's, w's low bits are under 2^8 and vanish
+// too.
+struct Scale {
+  V d, m;  // 2^16 times the format's
+
+  HWY_INLINE Scale(V scale, V min) {
+    const V up = hn::Set(kF, 65536.0f);
+    d = hn::Mul(scale, up);
+    m = hn::Mul(min, up);
+  }
+  HWY_INLINE V Weight(VU code) const {
+    const V q = hn::ConvertTo(kF, hn::BitCast(kI, code));
+    const V p = hn::MulAdd(d, q, m);  // the product is exact: one rounding or two are the same
+    return hn::Add(p, hn::Mul(p, hn::Set(kF, -65535.0f / 65536.0f)));
+  }
+};
+
+// Unpacks the four weights of a lane of k, k+1, k+2, k+3 from codes and stores their values and exponents.
+HWY_INLINE void StoreFour(V w0, V w1, V w2, V w3, float* w, uint8_t* exponent) {
+  hn::StoreU(w0, kF, w);
+  hn::StoreU(w1, kF, w + kPanel);
+  hn::StoreU(w2, kF, w + 2 * kPanel);
+  hn::StoreU(w3, kF, w + 3 * kPanel);
+  const VU e0 = hn::ShiftRight<24>(hn::ShiftLeft<1>(hn::BitCast(kU, w0)));
+  const VU e1 = hn::And(hn::ShiftRight<15>(hn::BitCast(kU, w1)), hn::Set(kU, 0xff00));
+  const VU e2 = hn::And(hn::ShiftRight<7>(hn::BitCast(kU, w2)), hn::Set(kU, 0xff0000));
+  const VU e3 = hn::And(hn::ShiftLeft<1>(hn::BitCast(kU, w3)), hn::Set(kU, 0xff000000));
+  hn::StoreU(hn::Or(hn::Or(e0, e1), hn::Or(e2, e3)), kU, reinterpret_cast<uint32_t*>(exponent));
+}
+
+HWY_INLINE void UnpackNibbles(const Scale& s, const std::byte* codes, float* w, uint8_t* exponent) {
+  const VU mask = hn::Set(kU, 15);
+  for (int j = 0; j < 4; j++) {  // eight k
+    VU x = LoadCodes(codes + j * kPanel * 4);
+    for (int h = 0; h < 2; h++) {
+      const V w0 = s.Weight(hn::And(x, mask)), w1 = s.Weight(hn::And(hn::ShiftRight<4>(x), mask));
+      const V w2 = s.Weight(hn::And(hn::ShiftRight<8>(x), mask)), w3 = s.Weight(hn::And(hn::ShiftRight<12>(x), mask));
+      StoreFour(w0, w1, w2, w3, w, exponent);
+      x = hn::ShiftRight<16>(x);
+      w += 4 * kPanel;
+      exponent += 4 * kPanel;
+    }
+  }
+}
+
+// `words` fours of k.
+HWY_INLINE void UnpackBytes(const Scale& s, const std::byte* codes, int words, float* w, uint8_t* exponent) {
+  const VU mask = hn::Set(kU, 255);
+  for (int j = 0; j < words; j++) {
+    const VU x = LoadCodes(codes + j * kPanel * 4);
+    const V w0 = s.Weight(hn::And(x, mask)), w1 = s.Weight(hn::And(hn::ShiftRight<8>(x), mask));
+    const V w2 = s.Weight(hn::And(hn::ShiftRight<16>(x), mask)), w3 = s.Weight(hn::ShiftRight<24>(x));
+    StoreFour(w0, w1, w2, w3, w + j * 4 * kPanel, exponent + j * 4 * kPanel);
+  }
+}
+
+HWY_INLINE void UnpackPlain(const std::byte* pairs, float* w, uint8_t* exponent) {
+  const VU high = hn::Set(kU, 0xffff0000);
+  for (int j = 0; j < kGroup / 4; j++) {
+    const VU x = LoadCodes(pairs + 2 * j * kPanel * 4), y = LoadCodes(pairs + (2 * j + 1) * kPanel * 4);
+    StoreFour(hn::BitCast(kF, hn::ShiftLeft<16>(x)), hn::BitCast(kF, hn::And(x, high)),
+              hn::BitCast(kF, hn::ShiftLeft<16>(y)), hn::BitCast(kF, hn::And(y, high)), w + j * 4 * kPanel,
+              exponent + j * 4 * kPanel);
+  }
+}
+
+// One group of 32 k, the lanes from column c on.
+HWY_INLINE void UnpackGroup(PanelFormat f, const std::byte* g, size_t c, float* w, uint8_t* exponent) {
+  w += c;
+  exponent += 4 * c;
+  switch (f) {
+    case PanelFormat::kBF16:
+      return UnpackPlain(g + 4 * c, w, exponent);
+    case PanelFormat::kNibble:
+      return UnpackNibbles({LoadF16(g + 2 * c), LoadF16(g + 2 * (kPanel + c))}, g + kPanel * 4 + 4 * c, w, exponent);
+    case PanelFormat::kNibbleF:
+      return UnpackNibbles({LoadF32(g + 4 * c), LoadF32(g + 4 * (kPanel + c))}, g + kPanel * 8 + 4 * c, w, exponent);
+    case PanelFormat::kByte: {
+      const V d = LoadF16(g + 2 * c);
+      return UnpackBytes({d, hn::Mul(d, hn::Set(kF, -128.0f))}, g + kPanel * 2 + 4 * c, 8, w, exponent);
+    }
+    case PanelFormat::kByteA:
+      return UnpackBytes({LoadF16(g + 2 * c), LoadF16(g + 2 * (kPanel + c))}, g + kPanel * 4 + 4 * c, 8, w, exponent);
+    case PanelFormat::kByteF:
+      for (int h = 0; h < 2; h++) {
+        const std::byte* s = g + 2 * h * kPanel * 4;
+        UnpackBytes({LoadF32(s + 4 * c), LoadF32(s + 4 * (kPanel + c))}, g + kPanel * (16 + 16 * h) + 4 * c, 4,
+                    w + h * 16 * kPanel, exponent + h * 16 * kPanel);
+      }
+  }
+}
+
+void UnpackSlice(const PackedLinear::Panel& p, int64_t group, int64_t groups, GemmScratch& s) {
+  const size_t bytes = group_bytes(p.format);
+  for (int64_t i = 0; i < groups; i++) {
+    const std::byte* g = p.data + static_cast<size_t>(group + i) * bytes;
+    for (size_t c = 0; c < kPanel; c += Width()) {
+      UnpackGroup(p.format, g, c, s.w + i * kGroup * kPanel, s.exponent + i * kGroup * kPanel);
+    }
+  }
+}
+
+// f32 to int32 toward zero, for values that fit.
+HWY_INLINE VI Cut(V x) {
+#if HWY_TARGET == HWY_AVX3
+  return VI{_mm512_cvttps_epi32(x.raw)};
+#elif HWY_TARGET == HWY_AVX2
+  return VI{_mm256_cvttps_epi32(x.raw)};
+#elif HWY_TARGET == HWY_SSE4
+  return VI{_mm_cvttps_epi32(x.raw)};
+#else
+  return hn::ConvertTo(kI, x);
+#endif
+}
+
+// For each lane, the largest of exponent[k] - below[k] over the 16 k of a step, or 0 where all products are zero.
+HWY_INLINE VI LargestExponent(const uint8_t* exponent, const uint8_t* below) {
+#if HWY_TARGET == HWY_SCALAR
+  int largest = 0;
+  for (int j = 0; j < 4; j++) {
+    for (int i = 0; i < 4; i++) largest = std::max(largest, exponent[j * 4 * kPanel + i] - below[4 * j + i]);
+  }
+  return hn::Set(kI, largest);
+#else
+  const hn::Repartition<uint8_t, F32> d8;
+  auto m = hn::Zero(d8);
+  for (int j = 0; j < 4; j++) {
+    uint32_t four;
+    std::memcpy(&four, below + 4 * j, 4);
+    const auto e = hn::LoadU(d8, exponent + j * 4 * kPanel);
+    m = hn::Max(m, hn::SaturatedSub(e, hn::BitCast(d8, hn::Set(kU, four))));
+  }
+  m = hn::Max(m, hn::BitCast(d8, hn::ShiftRight<16>(hn::BitCast(kU, m))));
+  m = hn::Max(m, hn::BitCast(d8, hn::ShiftRight<8>(hn::BitCast(kU, m))));
+  return hn::BitCast(kI, hn::And(hn::BitCast(kU, m), hn::Set(kU, 255)));
+#endif
+}
+
+struct RowPointers {
+  const float* value;
+  const uint8_t* below;
+  const int32_t* top;
+  float* acc;
+};
+
+// `steps` steps of kRows chains at the lanes from column c on.
+template <int kRows>
+HWY_INLINE void Chain(const float* w, const uint8_t* exponent, int64_t steps, const RowPointers* rows, size_t c) {
+  V acc[kRows], up[kRows];
+  VI sum[kRows], e[kRows];
+  for (int r = 0; r < kRows; r++) acc[r] = hn::LoadU(kF, rows[r].acc + c);
+  for (int64_t s = 0; s < steps; s++) {
+    const float* ws = w + s * 16 * kPanel + c;
+    for (int r = 0; r < kRows; r++) {
+      const VI products = hn::Add(LargestExponent(exponent + s * 16 * kPanel + 4 * c, rows[r].below + 16 * s),
+                                  hn::Set(kI, rows[r].top[s]));
+      const VI old = hn::BitCast(kI, hn::ShiftRight<24>(hn::ShiftLeft<1>(hn::BitCast(kU, acc[r]))));
+      e[r] = hn::Max(hn::Max(products, old), hn::Set(kI, 25));  // 25: all is zero
+      up[r] = hn::BitCast(kF, hn::ShiftLeft<23>(hn::Sub(hn::Set(kI, 279), e[r])));
+      sum[r] = Cut(hn::Mul(acc[r], up[r]));
+    }
+    for (int i = 0; i < 16; i++) {
+      const V wi = hn::LoadU(kF, ws + i * kPanel);
+      for (int r = 0; r < kRows; r++) {
+        const V product = hn::Mul(wi, hn::Set(kF, rows[r].value[16 * s + i]));
+        sum[r] = hn::Add(sum[r], Cut(hn::Mul(product, up[r])));
+      }
+    }
+    for (int r = 0; r < kRows; r++) {
+      // 2^(E-25), as 2^127 over `up`
+      const V down = hn::BitCast(kF, hn::Sub(hn::Set(kI, 254 << 23), hn::BitCast(kI, up[r])));
+      acc[r] = hn::Mul(TowardZero(kF, sum[r]), down);
+    }
+  }
+  for (int r = 0; r < kRows; r++) hn::StoreU(acc[r], kF, rows[r].acc + c);
+}
+
+template <int kRows>
+void ChainPanel(const GemmScratch& s, int64_t steps, const RowPointers* rows) {
+  for (size_t c = 0; c < kPanel; c += Width()) Chain<kRows>(s.w, s.exponent, steps, rows, c);
+}
+
+void ChainGeneral(const GemmJob& job, const GemmScratch& s, int64_t row, int64_t k, int64_t steps, float* acc) {
+  const int64_t cols = job.w->k();
+  for (int64_t i = 0; i < steps; i++) {
+    DotRow a;
+    const int64_t at = k + 16 * i;
+    if (at >= cols) return;  // filling
+    set_row(a, job.args->x + row * cols + at, static_cast<int>(std::min<int64_t>(16, cols - at)));
+    for (size_t c = 0; c < kPanel; c += Width()) {
+      hn::StoreU(Dot16(kF, hn::LoadU(kF, acc + c), a, s.w16 + i * 16 * kPanel + c, kPanel), kF, acc + c);
+    }
+  }
+}
+
+// A slice of K for rows [begin, end): acc holds kPanel chains a row.
+void RunSlice(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, int64_t end, int64_t k, int64_t steps,
+              GemmScratch& s, float* acc) {
+  UnpackSlice(p, k / kGroup, (steps + 1) / 2, s);
+  const PreparedRows& x = job.x;
+  RowPointers rows[4];
+  int n = 0;
+  bool narrow = false;
+  for (int64_t r = begin; r < end; r++) {
+    float* chains = acc + (r - begin) * kPanel;
+    if (p.general || x.general[r] != 0) {
+      if (!narrow) {
+        for (int64_t i = 0; i < steps * 16 * kPanel; i++)
+          s.w16[i] = static_cast<uint16_t>(numerics::bits(s.w[i]) >> 16);
+        narrow = true;
+      }
+      ChainGeneral(job, s, r, k, steps, chains);
+      continue;
+    }
+    rows[n++] = {x.value + r * x.padded + k, x.below + r * x.padded + k, x.top + (r * x.padded + k) / 16, chains};
+    if (n == 4) {
+      ChainPanel<4>(s, steps, rows);
+      n = 0;
+    }
+  }
+  for (int i = 0; i < n; i++) ChainPanel<1>(s, steps, rows + i);
+}
+
+void RunChains(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, int64_t end, GemmScratch& s,
+               float* acc) {
+  const int64_t k = job.x.padded, cut = numerics::gemm_chunk_k(job.w->n(), job.w->k());
+  const int64_t chunk = cut < job.w->k() ? cut : k;
+  const size_t values = static_cast<size_t>((end - begin) * kPanel);
+  for (int64_t start = 0; start < k; start += chunk) {
+    const int64_t stop = std::min(k, start + chunk);
+    std::fill_n(acc, values, 0.0f);
+    for (int64_t at = start; at < stop; at += kSlice) {
+      RunSlice(job, p, begin, end, at, (std::min<int64_t>(kSlice, stop - at) + 15) / 16, s, acc);
+    }
+    if (chunk == k) return;
+    for (size_t i = 0; i < values; i++)
+      s.sum[i] = start == 0 ? acc[i] : numerics::canonical(numerics::fadd(s.sum[i], acc[i]));
+  }
+  std::copy_n(s.sum, values, acc);
+}
+
+// Sixteen outputs of one row; `count` of them are the matrix's.
+void Finish(const GemmArgs& a, int64_t outputs, int64_t row, int64_t column, int count, float* acc, const float* up) {
+  HWY_ALIGN float other[kPanel];
+  HWY_ALIGN uint16_t rounded[kPanel];
+  const int64_t at = row * outputs + column;
+  if (a.bias != nullptr && up == nullptr) {
+    for (int i = 0; i < count; i++) acc[i] = numerics::canonical(numerics::fadd(acc[i], a.bias[column + i]));
+  }
+  switch (a.epilogue) {
+    case Epilogue::kStoreF32:
+      std::copy_n(acc, count, static_cast<float*>(a.out) + at);
+      return;
+    case Epilogue::kAddResidual: {
+      float* out = static_cast<float*>(a.out) + at;
+      std::copy_n(out, count, other);
+      for (size_t c = 0; c < kPanel; c += Width()) {
+        hn::StoreU(Canonical(kF, hn::Add(hn::LoadU(kF, other + c), hn::LoadU(kF, acc + c))), kF, other + c);
+      }
+      std::copy_n(other, count, out);
+      return;
+    }
+    case Epilogue::kStoreRounded:
+    case Epilogue::kSiluMul:
+    case Epilogue::kGeluMul:
+      for (size_t c = 0; c < kPanel; c += Width()) {
+        V y = hn::LoadU(kF, acc + c);
+        if (a.epilogue != Epilogue::kStoreRounded) {
+          const V gate = a.epilogue == Epilogue::kSiluMul ? Silu(kF, y) : GeluTanh(kF, y);
+          y = hn::Mul(gate, hn::LoadU(kF, up + c));
+        }
+        StoreBF16(kF, y, rounded + c);
+      }
+      std::copy_n(rounded, count, static_cast<uint16_t*>(a.out) + at);
+  }
+}
+
+}  // namespace
+
+void PrepareRow(const GemmJob& job, int64_t row) {
+  const PreparedRows& x = job.x;
+  const int64_t cols = job.w->k();
+  const uint16_t* from = job.args->x + row * cols;
+  float* value = x.value + row * x.padded;
+  uint8_t* below = x.below + row * x.padded;
+  int32_t* top = x.top + row * x.padded / 16;
+  bool general = false;
+  for (int64_t k = 0; k < x.padded; k += 16) {
+    uint16_t b[16] = {};
+    std::copy_n(from + k, std::clamp<int64_t>(cols - k, 0, 16), b);
+    uint16_t e[16], high = 0, low = 255, mantissas = 0;
+    for (int i = 0; i < 16; i++) {
+      const auto magnitude = static_cast<uint16_t>(b[i] & 0x7fff);
+      e[i] = static_cast<uint16_t>(magnitude >> 7);
+      high = std::max(high, e[i]);
+      low = std::min(low, magnitude == 0 ? uint16_t{255} : e[i]);
+      mantissas = static_cast<uint16_t>(mantissas + (magnitude & 127) + 128);
+      value[k + i] = numerics::bf16_to_f32(b[i]);
+    }
+    for (int i = 0; i < 16; i++) below[k + i] = e[i] == 0 ? uint8_t{255} : static_cast<uint8_t>(high - e[i]);
+    top[k / 16] = high - 127;
+    // Sixteen products nearly full: their mean mantissa must be above 248.9 of 255 for the sum with c to leave int32.
+    general |= low < kActivationExponentMin || high > kActivationExponentMax || mantissas >= 3983;
+  }
+  x.general[row] = general ? 1 : 0;
+}
+
+void GemmPanel(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, GemmScratch& s) {
+  const GemmArgs& a = *job.args;
+  const auto panels = job.w->panels();
+  const bool gated = job.w->form() == LinearForm::kGated;
+  const PackedLinear::Panel& p = panels[static_cast<size_t>(panel)];
+  RunChains(job, p, begin, end, s, s.acc[0]);
+  if (gated) RunChains(job, panels[static_cast<size_t>(panel) + panels.size() / 2], begin, end, s, s.acc[1]);
+  for (int64_t r = begin; r < end; r++) {
+    const size_t at = static_cast<size_t>((r - begin) * kPanel);
+    Finish(a, job.w->outputs(), r, p.row, p.rows, s.acc[0] + at, gated ? s.acc[1] + at : nullptr);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace isobit::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace isobit::cpu {
+
+HWY_EXPORT(PrepareRow);
+HWY_EXPORT(GemmPanel);
+
+PrepareFn prepare_row_for(int64_t simd) { return for_target(HWY_DISPATCH_TABLE(PrepareRow), simd); }
+PanelFn gemm_panel_for(int64_t simd) { return for_target(HWY_DISPATCH_TABLE(GemmPanel), simd); }
+
+}  // namespace isobit::cpu
+#endif
