@@ -74,13 +74,16 @@ void one_token(const RopeCacheArgs& a, int64_t t) {
           "rope_cache: position {} of token {}; the rotation tables hold {}", position, t, a.max_position);
   const float* x = a.qkv + t * (a.q_heads + 2 * cache.kv_heads) * dim;
   float head[1024];
+  bool finite = true;
   for (int h = 0; h < a.q_heads; h++, x += dim) {
     normalise(x, a.q_norm, dim, a.norm_eps, head);
     rotate(a, position, head);
     uint16_t* q = a.q + (t * a.q_heads + h) * dim;
-    for (int i = 0; i < dim; i++) q[i] = round_to(a.type, head[i]);
+    for (int i = 0; i < dim; i++) {
+      q[i] = round_to(a.type, head[i]);
+      finite &= is_finite_16(a.type, q[i]);
+    }
   }
-  bool finite = true;
   for (int h = 0; h < cache.kv_heads; h++, x += dim) {
     normalise(x, a.k_norm, dim, a.norm_eps, head);
     rotate(a, position, head);
