@@ -32,11 +32,9 @@ struct Shared16 {
   bool zero, odd;                  // all are zero; one is too large, infinite or NaN
 };
 
-// Steps take this many lanes at once: the exponents of four vectors are one vector of bytes.
-template <class D>
-HWY_INLINE constexpr size_t PanelLanes(D d) {
-  return 4 * hn::MaxLanes(d);
-}
+// Steps take four vectors of lanes at once: byte v of a 32-bit lane holds the exponent of that lane of vector v. A
+// wider panel is several, one after the other: [lanes / kPanelLanes][rows][kPanelLanes].
+constexpr size_t kPanelLanes = 4 * hn::MaxLanes(F32());
 
 // The exponent that the rule gives a value: a subnormal f16 has that of the smallest normal one.
 template <Operand kind, class D, class VI = hn::Vec<I32Of<D>>>
@@ -72,8 +70,9 @@ HWY_INLINE uint16_t OperandBits(float x) {
   return kind == Operand::kBF16 ? static_cast<uint16_t>(numerics::bits(x) >> 16) : numerics::f32_to_f16(x);
 }
 
+// Not inlined: the steps should broadcast from memory, which is a load, rather than from registers.
 template <Operand kind, class D>
-HWY_INLINE void SetShared(D d, const float* values, Shared16& a) {
+HWY_NOINLINE void SetShared(D d, const float* values, Shared16& a) {
   const I32Of<D> di;
   const size_t n = hn::Lanes(d);
   const auto magnitude_mask = hn::Set(di, 0x7fffffff);
@@ -112,73 +111,79 @@ HWY_INLINE hn::Vec<I32Of<D>> Truncate(D, hn::Vec<D> x) {
 
 // Lanes whose bit is set in `redo`, by the scalar rule. Row i counts where bit i of `rows` is set; others are zero.
 template <Operand kind>
-HWY_NOINLINE void StepScalar(float* c, uint64_t redo, const Shared16& a, const float* b, size_t stride, uint32_t rows) {
+HWY_NOINLINE void StepScalar(float* c, uint64_t redo, const Shared16& a, const float* b, uint32_t rows) {
   uint16_t x[16], y[16];
   for (int i = 0; i < 16; i++) x[i] = OperandBits<kind>(a.value[i]);
   for (int lane = 0; redo != 0; lane++, redo >>= 1) {
     if ((redo & 1) == 0) continue;
-    for (size_t i = 0; i < 16; i++)
-      y[i] = ((rows >> i) & 1) != 0 ? OperandBits<kind>(b[i * stride + lane]) : uint16_t{0};
-    c[lane] = numerics::dot16<kind>(c[lane], x, y);
+    bool zero = c[lane] == 0.0f;
+    for (size_t i = 0; i < 16; i++) {
+      y[i] = ((rows >> i) & 1) != 0 ? OperandBits<kind>(b[i * kPanelLanes + lane]) : uint16_t{0};
+      zero &= (y[i] & 0x7fff) == 0;
+    }
+    c[lane] = zero && !a.odd ? 0.0f : numerics::dot16<kind>(c[lane], x, y);
   }
 }
 
-// N3 on PanelLanes(d) lanes: c[lane] + Σ_i a.value[i]·b[i·stride + lane]; e: the exponents of b. All operands of b are
-// below 2^41, and a is not odd.
+// One vector of StepPanel: the result, and in `bad` a sign bit for each lane that it does not cover.
+template <class D, class V = hn::Vec<D>, class VI = hn::Vec<I32Of<D>>>
+HWY_INLINE V StepVector(D d, V old, VI products, const Shared16& a, const float* HWY_RESTRICT b, VI& bad) {
+  const I32Of<D> di;
+  const U32Of<D> du;
+  const auto old_exponent = hn::BitCast(di, hn::ShiftRight<24>(hn::ShiftLeft<1>(hn::BitCast(du, old))));
+  const auto exponent = hn::Max(products, old_exponent);
+  const auto shifted = hn::ShiftLeft<23>(exponent);
+  const auto up = hn::BitCast(d, hn::Sub(hn::Set(di, static_cast<int32_t>(279u << 23)), shifted));  // 2^(25 - emax)
+  const auto down = hn::BitCast(d, hn::Sub(shifted, hn::Set(di, 25 << 23)));                        // 2^(emax - 25)
+  auto s0 = Truncate(d, hn::Mul(old, up)), s1 = hn::Zero(di);
+  for (size_t i = 0; i < 16; i += 2) {
+    const auto p0 = hn::Mul(hn::Mul(hn::Load(d, b + i * kPanelLanes), up), hn::Set(d, a.value[i]));
+    const auto p1 = hn::Mul(hn::Mul(hn::Load(d, b + (i + 1) * kPanelLanes), up), hn::Set(d, a.value[i + 1]));
+    s0 = hn::Add(s0, Truncate(d, p0));
+    s1 = hn::Add(s1, Truncate(d, p1));
+  }
+  // Each half stays under 2^31 quanta; both together may not.
+  const auto sum = hn::Add(s0, s1);
+  const auto overflow = hn::And(hn::Xor(s0, sum), hn::Xor(s1, sum));
+  const auto outside =
+      hn::Or(hn::Sub(exponent, hn::Set(di, kLowestExponent)), hn::Sub(hn::Set(di, kHighestExponent), exponent));
+  bad = hn::Or(overflow, outside);
+  return hn::Mul(TowardZero(d, sum), down);
+}
+
+// N3 on kPanelLanes lanes: c[lane] + Σ_i a.value[i]·b[i·kPanelLanes + lane]; e: the exponents of b. All operands of b
+// are below 2^41, and a is not odd.
 template <Operand kind, class D>
 HWY_INLINE void StepPanel(D d, float* HWY_RESTRICT c, const Shared16& a, const float* HWY_RESTRICT b,
-                          const uint8_t* HWY_RESTRICT e, size_t stride) {
+                          const uint8_t* HWY_RESTRICT e) {
   const I32Of<D> di;
   const U32Of<D> du;
   const hn::Repartition<uint8_t, D> d8;
-  const hn::Rebind<uint8_t, D> d8_quarter;
-  const size_t n = hn::Lanes(d);
+  constexpr size_t kLanes = kPanelLanes / 4;
   auto m0 = hn::Zero(d8), m1 = hn::Zero(d8);
   for (size_t i = 0; i < 16; i += 2) {
-    m0 = hn::Max(m0, hn::SaturatedSub(hn::Load(d8, e + i * stride), hn::BitCast(d8, hn::Set(du, a.below[i]))));
-    m1 =
-        hn::Max(m1, hn::SaturatedSub(hn::Load(d8, e + (i + 1) * stride), hn::BitCast(d8, hn::Set(du, a.below[i + 1]))));
+    m0 = hn::Max(m0, hn::SaturatedSub(hn::Load(d8, e + i * kPanelLanes), hn::BitCast(d8, hn::Set(du, a.below[i]))));
+    m1 = hn::Max(
+        m1, hn::SaturatedSub(hn::Load(d8, e + (i + 1) * kPanelLanes), hn::BitCast(d8, hn::Set(du, a.below[i + 1]))));
   }
-  HWY_ALIGN uint8_t largest[64];
-  hn::Store(hn::Max(m0, m1), d8, largest);
-  const auto base = hn::Set(di, a.top - 127);
-  for (size_t v = 0; v < 4; v++) {
-    const auto old = hn::Load(d, c + v * n);
-    const auto old_exponent = hn::BitCast(di, hn::ShiftRight<24>(hn::ShiftLeft<1>(hn::BitCast(du, old))));
-    const auto products = hn::Add(hn::PromoteTo(di, hn::Load(d8_quarter, largest + v * n)), base);
-    const auto exponent = hn::Max(products, old_exponent);
-    const auto shifted = hn::ShiftLeft<23>(exponent);
-    const auto up = hn::BitCast(d, hn::Sub(hn::Set(di, static_cast<int32_t>(279u << 23)), shifted));  // 2^(25 - emax)
-    const auto down = hn::BitCast(d, hn::Sub(shifted, hn::Set(di, 25 << 23)));                        // 2^(emax - 25)
-    const float* HWY_RESTRICT row = b + v * n;
-    auto s0 = Truncate(d, hn::Mul(old, up)), s1 = hn::Zero(di);
-    for (size_t i = 0; i < 16; i += 2) {
-      const auto p0 = hn::Mul(hn::Mul(hn::Load(d, row + i * stride), up), hn::Set(d, a.value[i]));
-      const auto p1 = hn::Mul(hn::Mul(hn::Load(d, row + (i + 1) * stride), up), hn::Set(d, a.value[i + 1]));
-      s0 = hn::Add(s0, Truncate(d, p0));
-      s1 = hn::Add(s1, Truncate(d, p1));
-    }
-    // Each half stays under 2^31 quanta; both together may not.
-    const auto sum = hn::Add(s0, s1);
-    const auto overflow = hn::Lt(hn::And(hn::Xor(s0, sum), hn::Xor(s1, sum)), hn::Zero(di));
-    const auto outside =
-        hn::Or(hn::Lt(exponent, hn::Set(di, kLowestExponent)), hn::Gt(exponent, hn::Set(di, kHighestExponent)));
-    const auto bad = hn::Or(overflow, outside);
-    const auto result = hn::Mul(TowardZero(d, sum), down);
-    if (HWY_LIKELY(hn::AllFalse(di, bad))) {
-      hn::Store(result, d, c + v * n);
-      continue;
-    }
+  const auto largest = hn::BitCast(du, hn::Max(m0, m1));
+  const auto base = hn::Set(di, a.top - 127), byte = hn::Set(di, 255);
+  const hn::Vec<I32Of<D>> exponents[4] = {
+      hn::And(hn::BitCast(di, largest), byte), hn::And(hn::BitCast(di, hn::ShiftRight<8>(largest)), byte),
+      hn::And(hn::BitCast(di, hn::ShiftRight<16>(largest)), byte), hn::BitCast(di, hn::ShiftRight<24>(largest))};
+  for (size_t v = 0; v < kPanelLanes; v += kLanes) {
+    const auto products = hn::Add(exponents[v / kLanes], base);
+    const auto old = hn::Load(d, c + v);
+    hn::Vec<I32Of<D>> bad;
+    const auto result = StepVector(d, old, products, a, b + v, bad);
+    const auto redo = hn::Lt(bad, hn::Zero(di));
+    hn::Store(result, d, c + v);
+    if (HWY_LIKELY(hn::AllFalse(di, redo))) continue;
     HWY_ALIGN uint8_t mask[8] = {};
-    hn::StoreMaskBits(di, bad, mask);
-    const auto redo = static_cast<uint64_t>(mask[0]) | static_cast<uint64_t>(n > 8 ? mask[1] : 0) << 8;
-    HWY_ALIGN float before[16];
-    hn::Store(old, d, before);
-    hn::Store(result, d, c + v * n);
-    for (size_t lane = 0; lane < n; lane++) {
-      if (((redo >> lane) & 1) != 0) c[v * n + lane] = before[lane];
-    }
-    StepScalar<kind>(c + v * n, redo, a, row, stride, 0xffff);
+    hn::StoreMaskBits(di, redo, mask);
+    hn::Store(hn::IfThenElse(hn::RebindMask(d, redo), old, result), d, c + v);
+    StepScalar<kind>(c + v, static_cast<uint64_t>(mask[0]) | static_cast<uint64_t>(kLanes > 8 ? mask[1] : 0) << 8, a,
+                     b + v, 0xffff);
   }
 }
 
@@ -194,31 +199,39 @@ HWY_INLINE hn::Vec<D16> LoadBlocks(D16 d16, const uint16_t* const* rows, size_t 
   }
 }
 
-// One vector of a panel's row: values, exponents, and the largest magnitude so far.
+// The exponents of a panel's values. Returns whether the panel is odd: has a value too large, infinite or NaN.
 template <Operand kind, class D>
-HWY_INLINE hn::Vec<I32Of<D>> StorePanel(D d, hn::Vec<U32Of<D>> upper, float* b, uint8_t* e, hn::Vec<I32Of<D>> largest) {
-  const I32Of<D> di;
-  const auto x = OperandToF32<kind>(d, upper);
-  hn::Store(x, d, b);
-  const auto magnitude = hn::And(hn::BitCast(di, x), hn::Set(di, 0x7fffffff));
-  hn::Store(hn::DemoteTo(hn::Rebind<uint8_t, D>(), OperandExponent<kind>(d, magnitude)), hn::Rebind<uint8_t, D>(), e);
-  return hn::Max(largest, magnitude);
+HWY_INLINE bool PanelExponents(D d, const float* HWY_RESTRICT b, size_t rows, uint8_t* HWY_RESTRICT e) {
+  const U32Of<D> du;
+  const hn::Repartition<uint8_t, D> d8;
+  constexpr size_t kLanes = kPanelLanes / 4;
+  auto largest = hn::Zero(d8);
+  for (size_t i = 0; i < rows; i++, b += kPanelLanes, e += kPanelLanes) {
+    const auto x0 = hn::BitCast(du, hn::Load(d, b)), x1 = hn::BitCast(du, hn::Load(d, b + kLanes));
+    const auto x2 = hn::BitCast(du, hn::Load(d, b + 2 * kLanes)), x3 = hn::BitCast(du, hn::Load(d, b + 3 * kLanes));
+    const auto low = hn::Or(hn::And(hn::ShiftRight<23>(x0), hn::Set(du, 0xff)),
+                            hn::And(hn::ShiftRight<15>(x1), hn::Set(du, 0xff00)));
+    const auto high = hn::Or(hn::And(hn::ShiftRight<7>(x2), hn::Set(du, 0xff0000)),
+                             hn::And(hn::ShiftLeft<1>(x3), hn::Set(du, 0xff000000)));
+    auto exponents = hn::BitCast(d8, hn::Or(low, high));
+    if constexpr (kind == Operand::kF16) {
+      const auto zero = hn::Eq(exponents, hn::Zero(d8));
+      exponents = hn::IfThenElse(zero, exponents, hn::Max(exponents, hn::Set(d8, 127 - 14)));
+    }
+    hn::Store(exponents, d8, e);
+    largest = hn::Max(largest, exponents);
+  }
+  return !hn::AllTrue(d8, hn::Eq(hn::SaturatedSub(largest, hn::Set(d8, kLargestOperand)), hn::Zero(d8)));
 }
 
-template <class D>
-HWY_INLINE bool IsOdd(D, hn::Vec<I32Of<D>> largest) {
-  const I32Of<D> di;
-  return !hn::AllFalse(di, hn::Gt(hn::ShiftRight<23>(largest), hn::Set(di, kLargestOperand)));
-}
-
-// The panel of `count` keys (a multiple of the lanes): row i holds element i of every key. Returns whether it is odd.
+// The panel of `count` keys, a multiple of kPanelLanes: row i holds element i of every key. Returns whether it is odd.
 template <Operand kind, class D>
 HWY_NOINLINE bool KeyPanel(D d, const uint16_t* const* keys, size_t count, size_t dim, float* b, uint8_t* e) {
   const U32Of<D> du;
   const hn::Repartition<uint16_t, D> d16;
   const auto upper_mask = hn::Set(du, 0xffff0000);
-  auto largest = hn::Zero(I32Of<D>());
   for (size_t k = 0; k < count; k += hn::Lanes(d)) {
+    float* to = b + k / kPanelLanes * kPanelLanes * dim + k % kPanelLanes;
     for (size_t i = 0; i < dim; i += 8) {
       const auto v0 = hn::BitCast(du, LoadBlocks(d16, keys + k, i));
       const auto v1 = hn::BitCast(du, LoadBlocks(d16, keys + k + 1, i));
@@ -228,30 +241,30 @@ HWY_NOINLINE bool KeyPanel(D d, const uint16_t* const* keys, size_t count, size_
       const auto t2 = hn::InterleaveUpper(du, v0, v2), t3 = hn::InterleaveUpper(du, v1, v3);
       const hn::Vec<U32Of<D>> pairs[4] = {hn::InterleaveLower(du, t0, t1), hn::InterleaveUpper(du, t0, t1),
                                           hn::InterleaveLower(du, t2, t3), hn::InterleaveUpper(du, t2, t3)};
-      for (size_t j = 0; j < 4; j++) {
-        const size_t at = (i + 2 * j) * count + k;
-        largest = StorePanel<kind>(d, hn::ShiftLeft<16>(pairs[j]), b + at, e + at, largest);
-        largest = StorePanel<kind>(d, hn::And(pairs[j], upper_mask), b + at + count, e + at + count, largest);
+      for (size_t j = 0; j < 4; j++, to += 2 * kPanelLanes) {
+        hn::Store(OperandToF32<kind>(d, hn::ShiftLeft<16>(pairs[j])), d, to);
+        hn::Store(OperandToF32<kind>(d, hn::And(pairs[j], upper_mask)), d, to + kPanelLanes);
       }
     }
   }
-  return IsOdd(d, largest);
+  return PanelExponents<kind>(d, b, dim * (count / kPanelLanes), e);
 }
 
-// The panel of sixteen values: row i holds values[i], zeros where that is null. Columns from dim on are left alone.
+// The panel of sixteen values, `columns` wide: row i holds values[i], zeros where that is null. Columns from dim on are
+// left alone.
 template <Operand kind, class D>
-HWY_NOINLINE bool ValuePanel(D d, const uint16_t* const* values, size_t dim, size_t stride, float* b, uint8_t* e) {
+HWY_NOINLINE bool ValuePanel(D d, const uint16_t* const* values, size_t dim, size_t columns, float* b, uint8_t* e) {
   const U32Of<D> du;
   const hn::Rebind<uint16_t, D> d16;
-  auto largest = hn::Zero(I32Of<D>());
-  for (size_t i = 0; i < 16; i++, b += stride, e += stride) {
+  for (size_t i = 0; i < 16; i++) {
     for (size_t j = 0; j < dim; j += hn::Lanes(d)) {
       const auto x =
           values[i] != nullptr ? hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, values[i] + j))) : hn::Zero(du);
-      largest = StorePanel<kind>(d, x, b + j, e + j, largest);
+      hn::Store(OperandToF32<kind>(d, x), d,
+                b + j / kPanelLanes * kPanelLanes * 16 + i * kPanelLanes + j % kPanelLanes);
     }
   }
-  return IsOdd(d, largest);
+  return PanelExponents<kind>(d, b, 16 * (columns / kPanelLanes), e);
 }
 
 }  // namespace HWY_NAMESPACE

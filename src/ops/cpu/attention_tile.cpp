@@ -28,6 +28,7 @@ void RunTile(const AttentionArgs& args, const AttentionPlan& plan, const Attenti
 
 constexpr size_t kKeys = 64;       // keys of one panel
 constexpr size_t kMaxBlock = 128;  // the contract's largest block
+constexpr uint64_t kAllLanes = ~uint64_t{0} >> (64 - kPanelLanes);
 
 template <Operand kind>
 class TileRun {
@@ -45,7 +46,7 @@ class TileRun {
   };
   using D = F32;
 
-  const uint16_t* key_or_value(bool value, int64_t key, uint16_t* scratch);
+  void locate(bool value, int64_t low, int64_t high, const uint16_t** rows);
   void set_queries();
   void block(int64_t start);
   void scores(int64_t start);
@@ -83,7 +84,7 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
       scale_{args.scale, args.soft_cap},
       dim_(static_cast<size_t>(args.cache.head_dim)),
       block_(static_cast<size_t>(numerics::attention_block(args.cache.head_dim))),
-      columns_((dim_ + PanelLanes(D()) - 1) / PanelLanes(D()) * PanelLanes(D())),
+      columns_((dim_ + kPanelLanes - 1) / kPanelLanes * kPanelLanes),
       fp8_(args.cache.type == DType::kF8E4M3) {
   first_ = tile.queries[0].first;
   last_ = tile.queries[0].last;
@@ -106,9 +107,8 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
   score_ = hwy::AllocateAligned<float>(n * kMaxBlock);
   o_ = hwy::AllocateAligned<float>(n * columns_);
   folded_ = hwy::AllocateAligned<float>(n * columns_);
-  // Columns past the head's are zeros with an ordinary exponent, so that their steps are ordinary.
-  std::fill_n(value_panel_.get(), 16 * columns_, 0.0f);
-  std::fill_n(value_exponents_.get(), 16 * columns_, uint8_t{127});
+  // Columns past the head's have ordinary values, so that their steps are ordinary.
+  std::fill_n(value_panel_.get(), 16 * columns_, 1.0f);
   if (!fp8_) return;
   rows_of_fp8_ = hwy::AllocateAligned<uint16_t>(kKeys * dim_);
   for (int i = 0; i < 256; i++) {
@@ -120,16 +120,33 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
   }
 }
 
+// Where the keys (or values) low..high-1 lie, at most kKeys of them; FP8 is widened into scratch.
 template <Operand kind>
-const uint16_t* TileRun<kind>::key_or_value(bool value, int64_t key, uint16_t* scratch) {
+void TileRun<kind>::locate(bool value, int64_t low, int64_t high, const uint16_t** rows) {
   const AttentionQuery& q = tile_.queries[0];
-  const int64_t at = plan_.element(q.request, q.cache_index(key), tile_.kv_head);
+  const auto dim = static_cast<int64_t>(dim_);
   const void* base = value ? args_.cache.v : args_.cache.k;
-  if (!fp8_) return static_cast<const uint16_t*>(base) + at;
   const uint16_t* table = value ? v_of_fp8_ : k_of_fp8_;
-  const uint8_t* from = static_cast<const uint8_t*>(base) + at;
-  for (size_t i = 0; i < dim_; i++) scratch[i] = table[from[i]];
-  return scratch;
+  uint16_t* scratch = rows_of_fp8_.get();
+  for (int64_t key = low; key < high;) {
+    const int64_t index = q.cache_index(key);
+    int64_t run = 1;  // keys from here on that follow in the same page
+    if (q.path == nullptr || key < q.prefix) {
+      run = std::min(high - key, args_.cache.page_size - index % args_.cache.page_size);
+      if (q.path != nullptr) run = std::min(run, q.prefix - key);
+    }
+    int64_t at = plan_.element(q.request, index, tile_.kv_head);
+    for (const int64_t end = key + run; key < end; key++, at += dim) {
+      if (!fp8_) {
+        rows[key - low] = static_cast<const uint16_t*>(base) + at;
+        continue;
+      }
+      const uint8_t* from = static_cast<const uint8_t*>(base) + at;
+      for (size_t i = 0; i < dim_; i++) scratch[i] = table[from[i]];
+      rows[key - low] = scratch;
+      scratch += dim_;
+    }
+  }
 }
 
 template <Operand kind>
@@ -166,10 +183,7 @@ void TileRun<kind>::scores(int64_t block_start) {
     if (low < high) {
       // Keys that no row sees are masked afterwards: any readable one will do in their place.
       const uint16_t* keys[kKeys];
-      for (int64_t key = low; key < high; key++) {
-        uint16_t* scratch = fp8_ ? rows_of_fp8_.get() + static_cast<size_t>(key - start) * dim_ : nullptr;
-        keys[key - start] = key_or_value(false, key, scratch);
-      }
+      locate(false, low, high, keys + (low - start));
       std::fill_n(keys, low - start, keys[low - start]);
       std::fill(keys + (high - start), keys + kKeys, keys[low - start]);
       odd = KeyPanel<kind>(d, keys, kKeys, dim_, key_panel_.get(), key_exponents_.get());
@@ -184,13 +198,13 @@ void TileRun<kind>::scores(int64_t block_start) {
       std::fill_n(score, kKeys, 0.0f);
       for (size_t i = 0; i < dim_ / 16; i++) {
         const Shared16& q = queries_[r * dim_ / 16 + i];
-        const size_t at = i * 16 * kKeys;
-        if (HWY_UNLIKELY(odd || q.odd)) {
-          StepScalar<kind>(score, ~uint64_t{0}, q, key_panel_.get() + at, kKeys, 0xffff);
-          continue;
-        }
-        for (size_t j = 0; j < kKeys; j += PanelLanes(d)) {
-          StepPanel<kind>(d, score + j, q, key_panel_.get() + at + j, key_exponents_.get() + at + j, kKeys);
+        for (size_t j = 0; j < kKeys; j += kPanelLanes) {
+          const size_t at = j * dim_ + i * 16 * kPanelLanes;
+          if (HWY_LIKELY(!odd && !q.odd)) {
+            StepPanel<kind>(d, score + j, q, key_panel_.get() + at, key_exponents_.get() + at);
+          } else {
+            StepScalar<kind>(score + j, kAllLanes, q, key_panel_.get() + at, 0xffff);
+          }
         }
       }
       if (scale_.soft_cap > 0.0f) {
@@ -250,10 +264,7 @@ void TileRun<kind>::values(int64_t start) {
   const int64_t low = std::max(start, first_), high = std::min(start + 16, last_);
   if (low >= high) return;
   const uint16_t* pointers[16] = {};
-  for (int64_t key = low; key < high; key++) {
-    uint16_t* scratch = fp8_ ? rows_of_fp8_.get() + static_cast<size_t>(key - start) * dim_ : nullptr;
-    pointers[key - start] = key_or_value(true, key, scratch);
-  }
+  locate(true, low, high, pointers + (low - start));
   const bool odd = ValuePanel<kind>(d, pointers, dim_, columns_, value_panel_.get(), value_exponents_.get());
   const size_t in_block = static_cast<size_t>(start) % block_;
   Shared16 p;
@@ -265,14 +276,14 @@ void TileRun<kind>::values(int64_t start) {
     if (HWY_UNLIKELY(odd || p.odd)) {
       uint32_t allowed = 0;
       for (int i = 0; i < 16; i++) allowed |= (row.query->allowed(start + i) ? 1u : 0u) << i;
-      for (size_t j = 0; j < dim_; j += 16) {
-        StepScalar<kind>(o + j, 0xffff, p, value_panel_.get() + j, columns_, allowed);
+      for (size_t j = 0; j < columns_; j += kPanelLanes) {
+        StepScalar<kind>(o + j, kAllLanes, p, value_panel_.get() + j * 16, allowed);
       }
       continue;
     }
     if (p.zero) continue;
-    for (size_t j = 0; j < columns_; j += PanelLanes(d)) {
-      StepPanel<kind>(d, o + j, p, value_panel_.get() + j, value_exponents_.get() + j, columns_);
+    for (size_t j = 0; j < columns_; j += kPanelLanes) {
+      StepPanel<kind>(d, o + j, p, value_panel_.get() + j * 16, value_exponents_.get() + j * 16);
     }
   }
 }
