@@ -3,8 +3,10 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "cli/cli.h"
+#include "engine/digests.h"
 #include "models/registry.h"
 #include "numerics/contract.h"
 
@@ -17,6 +19,9 @@ struct VerifyFlags {
   VerifyOptions options;
   std::vector<int32_t> batches, chunks;
   bool quick = false, json = false;
+  std::string prompts, against;  // files
+  bool digests = false;
+  int32_t batch = 8;
 };
 
 struct NamedText {
@@ -76,8 +81,73 @@ nlohmann::json as_json(const VerifyRow& r) {
   return j;
 }
 
+// A prompt a line, named by its number.
+std::vector<VerifyPrompt> read_prompts(const Session& session, const std::string& path) {
+  std::vector<VerifyPrompt> prompts;
+  std::istringstream in(read_file(path));
+  for (std::string line; std::getline(in, line);) {
+    if (line.empty()) continue;
+    prompts.push_back({fmt::format("{}", prompts.size() + 1), session.chat_prompt({{"user", line}}), {}});
+  }
+  require(!prompts.empty(), "{}: no prompts; write one a line", path);
+  return prompts;
+}
+
+nlohmann::json as_json(const RunDigest& d) { return {{"logits", d.logits}, {"tokens", d.tokens}}; }
+
+// Prints every prompt's digests, or compares them with those another machine printed.
+int digests(VerifyFlags& f) {
+  EngineOptions options;
+  options.max_requests = f.batch;
+  options.prefix_cache = false;
+  const auto session = open_session(f.model, options);
+  const std::vector<VerifyPrompt> prompts =
+      f.prompts.empty() ? make_prompts(*session, f.quick) : read_prompts(*session, f.prompts);
+  nlohmann::json known;
+  if (!f.against.empty()) {
+    known = nlohmann::json::parse(read_file(f.against), nullptr, false);
+    require(known.is_object() && known.contains("prompts"), "{}: not what isobit verify --digests prints", f.against);
+    require(known.value("contract", "") == numerics::kContractVersion, "{}: made under contract {}, this is {}",
+            f.against, known.value("contract", "?"), numerics::kContractVersion);
+    require(known.value("model_digest", "") == session->engine().file().digest(), "{}: made with model {}, this is {}",
+            f.against, known.value("model_digest", "?"), session->engine().file().digest());
+    f.options.decode_tokens = known.value("decode_tokens", f.options.decode_tokens);
+    f.options.seed = known.value("seed", f.options.seed);
+  }
+  nlohmann::json j = {{"contract", numerics::kContractVersion},
+                      {"model_digest", session->engine().file().digest()},
+                      {"device", session->engine().backend().info().description},
+                      {"decode_tokens", f.options.decode_tokens},
+                      {"seed", f.options.seed},
+                      {"prompts", nlohmann::json::array()}};
+  int64_t rows = 0;
+  for (const PromptDigest& d : prompt_digests(session->engine(), prompts, f.options)) {
+    j["prompts"].push_back(
+        {{"name", d.prompt}, {"positions", d.positions}, {"greedy", as_json(d.greedy)}, {"seeded", as_json(d.seeded)}});
+    rows += 2 * d.positions;
+  }
+  if (f.against.empty()) {
+    std::cout << j.dump(1) << "\n";
+    return kOk;
+  }
+  int different = 0;
+  require(known["prompts"].size() == prompts.size(), "{}: {} prompts, this run has {}", f.against,
+          known["prompts"].size(), prompts.size());
+  for (size_t i = 0; i < prompts.size(); i++) {
+    if (known["prompts"][i] == j["prompts"][i]) continue;
+    different++;
+    std::cout << fmt::format("prompt {} differs: {} there, {} here\n", prompts[i].name, known["prompts"][i].dump(),
+                             j["prompts"][i].dump());
+  }
+  std::cout << fmt::format("{} of {} prompts equal ({} logit rows): recorded on {}, replayed on {}\n",
+                           prompts.size() - static_cast<size_t>(different), prompts.size(), rows,
+                           known.value("device", "?"), j["device"].get<std::string>());
+  return different == 0 ? kOk : kDifferent;
+}
+
 int verify(VerifyFlags& f) {
   if (!f.name.empty()) f.model.model = f.name;
+  if (f.digests || !f.against.empty()) return digests(f);
   const std::string path = resolve_model(f.model.model);
   EngineOptions engine;
   engine.max_requests = 1;
@@ -85,7 +155,7 @@ int verify(VerifyFlags& f) {
   std::string device;
   {
     Session session(path, f.model.device_options(), engine);
-    prompts = make_prompts(session, f.quick);
+    prompts = f.prompts.empty() ? make_prompts(session, f.quick) : read_prompts(session, f.prompts);
     device = session.engine().backend().info().name;
   }
   if (f.quick) f.options.batches = {1, 7};
@@ -159,9 +229,16 @@ void add_verify(CLI::App& app, Command& command) {
   sub->add_option("--seed", f->options.seed, "Seed of the sampled runs")->capture_default_str();
   sub->add_flag("--quick", f->quick, "Fewer prompts and settings");
   sub->add_flag("--json", f->json, "As JSON");
+  sub->add_option("--prompts", f->prompts, "Prompts of a file, one a line, instead of the built-in ones");
+  sub->add_flag("--digests", f->digests, "Only print each prompt's digests as JSON, for another machine to compare");
+  sub->add_option("--against", f->against, "Compare with digests that another machine printed");
+  sub->add_option("--batch", f->batch, "Sequences at once for --digests and --against")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
   sub->footer(R"(Examples:
   isobit verify
   isobit verify --quick
+  isobit verify --digests --device cuda > h200.json; isobit verify --against h200.json --device cpu
   isobit verify ./model.gguf --batches 1,64,256 --device cuda)");
   sub->callback([f, &command] { command.run = [f] { return verify(*f); }; });
 }

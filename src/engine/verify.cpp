@@ -11,6 +11,7 @@
 
 #include "base/digest.h"
 #include "base/error.h"
+#include "engine/digests.h"
 #include "numerics/philox.h"
 
 namespace isobit {
@@ -50,23 +51,6 @@ struct Listener {
   std::function<void(size_t prompt, const std::vector<TokenOutput>& tokens)> on_tokens;
   std::function<void(size_t prompt, const Trace& trace)> on_trace;  // traces only if set
 };
-
-Request make_request(const VerifyPrompt& prompt, size_t index, bool sampled, const VerifyOptions& options) {
-  Request r;
-  r.prompt = prompt.tokens;
-  r.stop_tokens = prompt.stop_tokens;
-  r.max_tokens = options.decode_tokens;
-  r.sampling.temperature = sampled ? 0.8f : 0.0f;
-  if (sampled) {
-    r.sampling.top_k = 40;
-    r.sampling.top_p = 0.95f;
-    r.sampling.min_p = 0.02f;
-    r.sampling.repetition_penalty = 1.1f;
-    r.sampling.seed = options.seed + index;
-  }
-  r.sampling.top_logprobs = 0;
-  return r;
-}
 
 // Submits the prompts (copies too, so that every batch is full), runs them, reports.
 void play_once(Engine& engine, const VerifySetting& setting, const std::vector<Request>& requests,
@@ -157,7 +141,7 @@ std::vector<Verifier::Trail> Verifier::play(const VerifySetting& setting, const 
   std::vector<Request> requests;
   size_t longest = 0;
   for (size_t i = 0; i < prompts.size(); i++) {
-    requests.push_back(make_request(prompts[i], i, sampled, options_));
+    requests.push_back(verify_request(prompts[i], i, sampled, options_));
     longest = std::max(longest, prompts[i].tokens.size());
   }
   const auto engine = make_engine(setting, static_cast<int64_t>(longest) + options_.decode_tokens + 1);
@@ -182,7 +166,7 @@ VerifyRow Verifier::compare(const VerifySetting& setting, const std::vector<Veri
   std::vector<Request> requests;
   size_t longest = 0;
   for (size_t i = 0; i < prompts.size(); i++) {
-    requests.push_back(make_request(prompts[i], i, sampled, options_));
+    requests.push_back(verify_request(prompts[i], i, sampled, options_));
     if (setting.as_prefill) {
       requests[i].prompt.insert(requests[i].prompt.end(), baseline[i].tokens.begin(), baseline[i].tokens.end());
       requests[i].max_tokens = 0;
@@ -232,7 +216,7 @@ void Verifier::locate(const VerifySetting& setting, const std::vector<VerifyProm
     std::vector<Request> requests;
     size_t longest = 0;
     for (size_t i = 0; i < prompts.size(); i++) {
-      requests.push_back(make_request(prompts[i], i, sampled, options_));
+      requests.push_back(verify_request(prompts[i], i, sampled, options_));
       if (s.as_prefill) {
         const auto& answer = (sampled ? seeded_ : greedy_)[i].tokens;
         requests[i].prompt.insert(requests[i].prompt.end(), answer.begin(), answer.end());
