@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/gemm.h"
 #include "ops/cpu/reference_linear.h"
 #include "ops/cpu/simd_target.h"
 
@@ -48,12 +49,20 @@ class CpuBackend final : public Backend {
   void synchronize() override {}
 
   std::unique_ptr<Linear> load_linear(std::span<const WeightPart> parts, LinearForm form, DType type) override {
-    return cpu::load_reference(parts, form, type);
+    require(type == DType::kBF16 || type == DType::kF16, "load_linear: type is {}; it must be BF16 or F16",
+            dtype_info(type).name);
+    if (type == DType::kF16) return cpu::load_reference(parts, form, type);
+    return cpu::pack_linear(pool_, parts, form);
   }
 
   void embed(const EmbedArgs& a) override { run(a, cpu::embed); }
   void rms_norm(const RmsNormArgs& a) override { run(a, cpu::rms_norm); }
-  void gemm(const GemmArgs& a) override { run(a, cpu::gemm_reference); }
+  void gemm(const GemmArgs& a) override {
+    const bool f16 = dynamic_cast<const cpu::ReferenceLinear*>(a.w) != nullptr;
+    require(a.w == nullptr || f16 == (a.type == DType::kF16),
+            "gemm: type is {}, but the weights were loaded for the other", dtype_info(a.type).name);
+    run(a, f16 ? cpu::gemm_reference : cpu::gemm);
+  }
   void rope_cache(const RopeCacheArgs& a) override { run(a, cpu::rope_cache); }
   void attention(const AttentionArgs& a) override { run(a, cpu::attention); }
   std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) override {

@@ -1,5 +1,6 @@
 #pragma once
-// A weight matrix as plain bf16 rows, and the GEMM of the contract's scalar rule over it.
+// A weight matrix as plain rows, and the GEMM over it by the contract's scalar rule: what f16 activations run on, exact
+// but not fast, and what tests compare the packed weights (packed_linear.h) with.
 #include <vector>
 
 #include "ops/cpu/cpu_ops.h"
