@@ -402,7 +402,6 @@ Value filter_last(Heap& heap, const Value& value, Args arguments) {
   no_arguments("last", arguments);
   if (value.is(Type::kIterator)) throw type_error("'generator' object is not reversible");
   if (value.is_sequence() && !value.as<Sequence>().items.empty()) return value.as<Sequence>().items.back();
-  if (value.is_undefined()) fail_undefined(value);
   const Values items = items_of(heap, value);
   return items.empty() ? heap.undefined_hint("No last item, sequence was empty.") : items.back();
 }

@@ -140,8 +140,9 @@ class BraceFormatter {
       spec_at = stop + 2;
       if (spec_at < body.size() && body[spec_at] != ':') throw type_error("expected ':' after conversion specifier");
     }
+    const Value value = lookup(name);  // before the fields inside the spec, which count on
     const std::string spec = spec_at < body.size() ? run(body.substr(spec_at + 1), depth + 1) : std::string();
-    return formatted(converted(lookup(name), conversion), spec);
+    return formatted(converted(value, conversion), spec);
   }
 
   Value converted(const Value& value, char conversion) {

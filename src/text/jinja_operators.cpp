@@ -398,7 +398,8 @@ Value item(Heap& heap, const Value& object, const Value& key) {
     if (found) return value;
     if (is_hidden(key.text())) return hidden(heap, object, key.text());
   }
-  return heap.undefined(key.is_string() ? key.text() : to_repr(heap, key), owner_name(object));
+  if (key.is_string()) return heap.undefined(key.text(), owner_name(object));
+  return heap.undefined_hint(fmt::format("{} has no element {}", owner_name(object), to_repr(heap, key)));
 }
 
 Value slice(Heap& heap, const Value& object, const Value& start, const Value& stop, const Value& step) {

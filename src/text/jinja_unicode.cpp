@@ -15,7 +15,7 @@ struct Shift {
 };
 struct Special {
   uint32_t map, code;  // map: 0 upper, 1 lower, 2 title
-  uint32_t to[3];
+  uint32_t first, second, third;  // zero: none
 };
 
 #include "text/jinja_unicode_data.inc"
@@ -45,7 +45,7 @@ char32_t shifted(const Shift (&table)[N], char32_t code) {
 bool append_special(std::string& out, uint32_t map, char32_t code) {
   for (const Special& special : kSpecial) {
     if (special.map != map || special.code != code) continue;
-    for (uint32_t to : special.to)
+    for (uint32_t to : {special.first, special.second, special.third})
       if (to != 0) append_utf8(out, to);
     return true;
   }
