@@ -115,7 +115,9 @@ TEST(Unicode, EveryCodePointGoesToUtf8AndBack) {
 }
 
 TEST(Unicode, NfcOfRandomTextsAsUnicodesReference) {
-  for (const auto& pair : golden::read("unicode_nfc.json").at("cases")) {
+  const auto json = golden::read("unicode_nfc.json");
+  ASSERT_GE(json.at("cases").size(), 500U);
+  for (const auto& pair : json.at("cases")) {
     const auto text = pair[0].get<std::string>();
     EXPECT_EQ(nfc(text), pair[1].get<std::string>()) << text;
     EXPECT_TRUE(!surely_nfc(text) || text == pair[1].get<std::string>()) << text;
@@ -124,7 +126,6 @@ TEST(Unicode, NfcOfRandomTextsAsUnicodesReference) {
 
 TEST(Unicode, NfcOfEveryCodePointAmongMarks) {
   uint64_t hash = 0xCBF29CE484222325U;
-  // As the golden's script: the assigned code points are those that the tables' Unicode knows, taken from the script.
   const auto golden_json = golden::read("unicode_nfc.json");
   for (const auto& range : golden_json.at("assigned")) {
     for (auto c = range[0].get<char32_t>(); c <= range[1].get<char32_t>(); c++) {
