@@ -50,4 +50,11 @@ void allow_shared_memory(const char* name, void (*kernel)(Params...), size_t byt
         name);
 }
 
+// For clusters of 16, which not every GPU can run.
+template <typename... Params>
+void allow_large_clusters(const char* name, void (*kernel)(Params...)) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+        name);
+}
+
 }  // namespace isobit::cuda

@@ -1,0 +1,14 @@
+#pragma once
+// How many CTAs share one row of logits. Free of the contract: every choice gives the same bits.
+#include <cstdint>
+
+namespace isobit::cuda {
+
+constexpr int kSampleThreads = 512;
+constexpr int kMaxSampleCluster = 16;
+
+// The largest cluster of which all rows' fit the GPU at once, two CTAs on an SM; clusters of 8 and 16 leave some of an
+// SM group's places empty. A row of few tokens takes fewer CTAs.
+int sample_cluster(int64_t rows, int64_t vocab, int sm_count);
+
+}  // namespace isobit::cuda
