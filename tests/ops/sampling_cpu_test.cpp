@@ -1,0 +1,506 @@
+// Sampling and log-probabilities on the CPU against rules N12 to N17 applied one by one to a fully sorted row.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <set>
+
+#include "base/error.h"
+#include "numerics/philox.h"
+#include "numerics/sampling.h"
+#include "ops/cpu_testing.h"
+
+namespace isobit::testing {
+namespace {
+
+using namespace numerics;
+
+constexpr float kMinus = -std::numeric_limits<float>::infinity();
+
+struct Context {
+  std::vector<int32_t> prompt, output;
+};
+
+struct Expected {
+  int32_t token = -1, status = kNotFinite;
+  float logprob = 0.0f;
+  std::vector<int32_t> top_ids;
+  std::vector<float> top_logprobs;
+};
+
+std::vector<float> processed(const std::vector<float>& y, const SamplingParams& p, const Context& c) {
+  std::vector<float> z(y.size());
+  const Penalties penalties{p.repetition_penalty, p.presence_penalty, p.frequency_penalty};
+  const float inv = p.temperature > 0.0f ? fdiv(1.0f, p.temperature) : 1.0f;
+  for (size_t i = 0; i < y.size(); i++) {
+    const auto id = static_cast<int32_t>(i);
+    float bias = 0.0f;
+    for (const auto& [token, b] : p.logit_bias) bias = token == id ? b : bias;
+    const auto count = static_cast<int>(std::count(c.output.begin(), c.output.end(), id));
+    const bool seen = count > 0 || std::count(c.prompt.begin(), c.prompt.end(), id) > 0;
+    z[i] = process_logit(y[i], bias, penalties, seen, count, inv);
+  }
+  return z;
+}
+
+// Ids in the contract's order: larger value first, then lower id.
+std::vector<int32_t> ranked(const std::vector<float>& z) {
+  std::vector<int32_t> ids(z.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  std::stable_sort(ids.begin(), ids.end(),
+                   [&](int32_t a, int32_t b) { return z[static_cast<size_t>(a)] > z[static_cast<size_t>(b)]; });
+  return ids;
+}
+
+enum class Defect { kNone, kTiesToHigherId, kTopPBeforeTopK, kNoiseByRank, kMinPOfTotal };
+
+std::vector<int32_t> survivors(const std::vector<float>& z, const SamplingParams& p, Defect defect = Defect::kNone) {
+  std::vector<int32_t> ids = ranked(z);
+  const float zmax = z[static_cast<size_t>(ids[0])];
+  const auto of = [&](int32_t id) { return mass(z[static_cast<size_t>(id)], zmax); };
+  if (defect == Defect::kTiesToHigherId) {
+    std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
+      const float x = z[static_cast<size_t>(a)], y = z[static_cast<size_t>(b)];
+      return x > y || (x == y && a > b);
+    });
+  }
+  const auto top_k = [&] {
+    if (p.top_k > 0 && static_cast<size_t>(p.top_k) < ids.size()) ids.resize(static_cast<size_t>(p.top_k));
+  };
+  const auto top_p = [&] {
+    if (p.top_p >= 1.0f) return;
+    uint64_t total = 0, before = 0;
+    for (const int32_t id : ids) total += of(id);
+    size_t kept = 0;
+    while (kept < ids.size() && top_p_keeps(before, top_p_threshold(p.top_p), total)) before += of(ids[kept++]);
+    ids.resize(kept);
+  };
+  if (defect == Defect::kTopPBeforeTopK) {
+    top_p();
+    top_k();
+  } else {
+    top_k();
+    top_p();
+  }
+  if (p.min_p > 0.0f) {
+    const float threshold =
+        defect == Defect::kMinPOfTotal ? min_p_threshold(std::min(0.999f, p.min_p * 1.5f)) : min_p_threshold(p.min_p);
+    std::erase_if(ids, [&](int32_t id) { return !min_p_keeps(z[static_cast<size_t>(id)], zmax, threshold); });
+  }
+  return ids;
+}
+
+Expected rule(const std::vector<float>& y, const SamplingParams& p, const Context& c, int position,
+              Defect defect = Defect::kNone) {
+  Expected e;
+  const std::vector<float> z = processed(y, p, c);
+  float zmax = kMinus;
+  for (const float v : z) {
+    if (is_nan(v) || bits(v) == kInf32) return e;
+    zmax = std::max(zmax, v);
+  }
+  if (zmax == kMinus) return e;
+  e.status = kSampled;
+  if (p.temperature == 0.0f) {
+    e.token = ranked(z)[0];
+  } else {
+    double best = -std::numeric_limits<double>::infinity();
+    const std::vector<int32_t> ids = survivors(z, p, defect);
+    for (size_t i = 0; i < ids.size(); i++) {
+      const auto word = static_cast<uint32_t>(defect == Defect::kNoiseByRank ? static_cast<int32_t>(i) : ids[i]);
+      const double score =
+          gumbel_score(z[static_cast<size_t>(ids[i])],
+                       noise_bits(p.seed, word, static_cast<uint32_t>(position), NoisePurpose::kSample, p.choice));
+      if (score > best || (score == best && ids[i] < e.token)) best = score, e.token = ids[i];
+    }
+  }
+  if (p.top_logprobs < 0) return e;
+  const std::vector<float>& v = p.processed_logprobs ? z : y;
+  const std::vector<int32_t> order = ranked(v);
+  const float vmax = v[static_cast<size_t>(order[0])];
+  uint64_t total = 0;
+  for (const float x : v) total += mass(x, vmax);
+  e.logprob = log_probability(v[static_cast<size_t>(e.token)], vmax, total);
+  for (size_t i = 0; i < kMaxTopLogprobs; i++) {
+    const bool has = i < static_cast<size_t>(p.top_logprobs) && i < order.size();
+    e.top_ids.push_back(has ? order[i] : -1);
+    e.top_logprobs.push_back(has ? log_probability(v[static_cast<size_t>(order[i])], vmax, total) : kMinus);
+  }
+  return e;
+}
+
+std::vector<float> random_row(Random& random, int64_t vocab) {
+  std::vector<float> y(static_cast<size_t>(vocab));
+  const int kind = random.below(7);
+  for (float& x : y) {
+    switch (kind) {
+      case 0:
+        x = random.normal(3.0f);
+        break;
+      case 1:  // ties
+        x = static_cast<float>(random.below(6));
+        break;
+      case 2:  // flat
+        x = 1.0f + 1e-3f * random.normal();
+        break;
+      case 3:  // far apart
+        x = std::ldexp(random.normal(), random.below(20) - 5);
+        break;
+      case 4:
+        x = random.below(3) == 0 ? kMinus : random.normal(5.0f);
+        break;
+      case 5:
+        x = random.below(2) == 0 ? 0.0f : -0.0f;
+        break;
+      default:
+        x = random.normal(8.0f) - 20.0f;
+    }
+  }
+  if (kind == 4) y[random.bits() % y.size()] = 2.0f;
+  return y;
+}
+
+SamplingParams random_params(Random& random, int64_t vocab) {
+  SamplingParams p;
+  p.temperature = pick(random, {0.0f, 0.7f, 1.0f, 1.0f, 1.3f, 5.0f, 1e-6f, 0.01f});
+  p.top_k = pick(random, {0, -1, 0, 1, 2, 40, 64, 65, 127, 128, static_cast<int>(vocab) - 1, static_cast<int>(vocab),
+                          static_cast<int>(vocab) + 1});
+  p.top_p = pick(random, {1.0f, 1.0f, 0.95f, 0.5f, 1e-12f, 0.999999f, 0.25f});
+  p.min_p = pick(random, {0.0f, 0.0f, 0.05f, 0.5f, 0.999f, 1e-30f});
+  if (random.below(3) == 0) {
+    p.repetition_penalty = pick(random, {0.5f, 1.1f, 1.3f});
+    p.presence_penalty = pick(random, {0.0f, 0.5f, -1.0f, 2.0f});
+    p.frequency_penalty = pick(random, {0.0f, 0.2f, -2.0f});
+  }
+  for (int i = random.below(4); i > 0; i--) {
+    p.logit_bias.emplace_back(random.below(static_cast<int>(vocab)), pick(random, {-100.0f, 100.0f, 0.5f, 0.0f}));
+  }
+  p.seed = random.bits();
+  p.choice = static_cast<uint32_t>(random.below(3));
+  p.top_logprobs = pick(random, {-1, -1, 0, 1, 5, 20});
+  p.processed_logprobs = random.below(2) == 0;
+  return p;
+}
+
+// A batch with guards around every output.
+struct Batch {
+  std::vector<float> logits, logprobs, top_logprobs;
+  std::vector<int32_t> slots, positions, tokens, top_ids, status;
+  int64_t vocab;
+
+  explicit Batch(int64_t v) : vocab(v) {}
+  void add(const std::vector<float>& y, int slot, int position) {
+    logits.insert(logits.end(), y.begin(), y.end());
+    slots.push_back(slot);
+    positions.push_back(position);
+  }
+  void run(Backend& backend, SamplerSlots& pool, bool with_logprobs = true) {
+    const size_t n = slots.size();
+    tokens.assign(n, 12345);
+    status.assign(n, 12345);
+    logprobs.assign(n, 9e9f);
+    top_ids.assign(n * kMaxTopLogprobs, 12345);
+    top_logprobs.assign(n * kMaxTopLogprobs, 9e9f);
+    const std::vector<float> before = logits;
+    SampleArgs a;
+    a.logits = logits.data();
+    a.slots = slots.data();
+    a.positions = positions.data();
+    a.rows = static_cast<int64_t>(n);
+    a.vocab = vocab;
+    a.tokens = tokens.data();
+    a.status = status.data();
+    if (with_logprobs) {
+      a.logprobs = logprobs.data();
+      a.top_ids = top_ids.data();
+      a.top_logprobs = top_logprobs.data();
+    }
+    backend.sample(pool, a);
+    EXPECT_FALSE(first_difference(before, logits)) << "the logits were changed";
+  }
+};
+
+TEST(SamplingCpu, RandomBatchesEqualTheRule) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  Backends backends;
+  for (int round = 0; round < 150; round++) {
+    const int64_t vocab = random.below(3) == 0 ? 1024 : log_uniform(random, 1, 5000);
+    const int rows = 1 + random.below(8);
+    Backend& backend = backends.random(random);
+    SCOPED_TRACE(fmt::format("round {} vocab {} {}", round, vocab, backends.last()));
+    const auto pool = backend.make_sampler(8, vocab);
+    std::vector<SamplingParams> params;
+    std::vector<Context> contexts(static_cast<size_t>(rows));
+    for (int r = 0; r < rows; r++) {
+      params.push_back(random_params(random, vocab));
+      for (int i = random.below(30); i > 0; i--) {
+        contexts[static_cast<size_t>(r)].prompt.push_back(random.below(static_cast<int>(vocab)));
+      }
+      pool->assign(7 - r, params.back(), contexts[static_cast<size_t>(r)].prompt);
+    }
+    for (int step = 0; step < 3; step++) {
+      Batch batch(vocab);
+      std::vector<std::vector<float>> ys;
+      for (int r = 0; r < rows; r++) {
+        ys.push_back(random_row(random, vocab));
+        if (random.below(20) == 0) ys.back()[random.bits() % ys.back().size()] = pick(random, {NAN, INFINITY});
+        batch.add(ys.back(), random.below(10) == 0 ? -1 : 7 - r, 100 + step);
+      }
+      batch.run(backend, *pool);
+      for (size_t r = 0; r < static_cast<size_t>(rows); r++) {
+        SCOPED_TRACE(fmt::format("row {} step {} k {} p {} min {} T {}", r, step, params[r].top_k, params[r].top_p,
+                                 params[r].min_p, params[r].temperature));
+        if (batch.slots[r] < 0) {
+          ASSERT_EQ(batch.tokens[r], 12345);
+          ASSERT_EQ(batch.status[r], 12345);
+          continue;
+        }
+        const Expected e = rule(ys[r], params[r], contexts[r], 100 + step);
+        ASSERT_EQ(batch.status[r], e.status);
+        ASSERT_EQ(batch.tokens[r], e.token);
+        if (e.status != kSampled) continue;
+        contexts[r].output.push_back(e.token);
+        if (params[r].top_logprobs < 0) {
+          ASSERT_EQ(batch.logprobs[r], 9e9f);
+          ASSERT_EQ(batch.top_ids[r * kMaxTopLogprobs], 12345);
+          continue;
+        }
+        ASSERT_EQ(bits(batch.logprobs[r]), bits(e.logprob));
+        for (size_t i = 0; i < kMaxTopLogprobs; i++) {
+          ASSERT_EQ(batch.top_ids[r * kMaxTopLogprobs + i], e.top_ids[i]);
+          ASSERT_EQ(bits(batch.top_logprobs[r * kMaxTopLogprobs + i]), bits(e.top_logprobs[i]));
+        }
+      }
+    }
+  }
+}
+
+// Whole vocabularies, where the bound on the noise decides what is looked at: every draw is the rule's.
+TEST(SamplingCpu, LargeVocabulariesEqualTheRule) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  Backends backends;
+  constexpr int64_t kVocab = 49152;
+  const std::vector<float> y = random_row(random, kVocab);
+  for (const std::string& target : backends.targets()) {
+    Backend& backend = backends.get(target, 1);
+    const auto pool = backend.make_sampler(1, kVocab);
+    for (int i = 0; i < 6; i++) {
+      SamplingParams p;
+      p.seed = random.bits();
+      p.temperature = pick(random, {1.0f, 0.3f, 3.0f});
+      if (i == 4) p.top_p = 0.9f;
+      if (i == 5) p.top_k = 50;
+      pool->assign(0, p, {});
+      Batch batch(kVocab);
+      batch.add(y, 0, i);
+      batch.run(backend, *pool);
+      ASSERT_EQ(batch.tokens[0], rule(y, p, {}, i).token) << target << " draw " << i;
+    }
+  }
+}
+
+// 10^5 draws of one row against the probabilities that the filters leave.
+double chi_square(Backend& backend, const std::vector<float>& y, SamplingParams p, int draws, int& cells) {
+  const auto vocab = static_cast<int64_t>(y.size());
+  const auto pool = backend.make_sampler(1, vocab);
+  pool->assign(0, p, {});
+  constexpr int kRows = 500;
+  Batch batch(vocab);
+  for (int i = 0; i < kRows; i++) batch.add(y, 0, i);
+  std::vector<int> hits(y.size());
+  for (int done = 0; done < draws; done += kRows) {
+    for (int i = 0; i < kRows; i++) batch.positions[static_cast<size_t>(i)] = done + i;
+    batch.run(backend, *pool, false);
+    for (const int32_t t : batch.tokens) hits[static_cast<size_t>(t)]++;
+  }
+  const std::vector<float> z = processed(y, p, {});
+  const std::vector<int32_t> ids = survivors(z, p);
+  const double zmax = z[static_cast<size_t>(ids[0])];
+  double total = 0, sum = 0, rest_expected = 0, rest_hits = 0;
+  for (const int32_t id : ids) total += std::exp(z[static_cast<size_t>(id)] - zmax);
+  cells = 0;
+  int counted = 0;
+  for (const int32_t id : ids) {
+    const double expected = draws * std::exp(z[static_cast<size_t>(id)] - zmax) / total;
+    const int seen = hits[static_cast<size_t>(id)];
+    counted += seen;
+    if (expected < 8) {
+      rest_expected += expected;
+      rest_hits += seen;
+      continue;
+    }
+    sum += (seen - expected) * (seen - expected) / expected;
+    cells++;
+  }
+  EXPECT_EQ(counted, draws) << "a token outside the filters was drawn";
+  if (rest_expected > 8) {
+    sum += (rest_hits - rest_expected) * (rest_hits - rest_expected) / rest_expected;
+    cells++;
+  }
+  return sum;
+}
+
+TEST(SamplingCpu, DrawsFollowTheDistribution) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  const auto backend = make_cpu_backend({1, ""});
+  std::vector<float> y(1024);
+  for (float& x : y) x = random.normal(1.5f);
+  SamplingParams filters[5];
+  filters[1].top_k = 40;
+  filters[1].top_p = 0.9f;
+  filters[2].top_p = 0.8f;
+  filters[3].min_p = 0.05f;
+  filters[4].temperature = 0.6f;
+  filters[4].top_k = 128;
+  filters[4].min_p = 0.01f;
+  for (SamplingParams& p : filters) {
+    p.seed = random.bits();
+    int cells = 0;
+    const double x = chi_square(*backend, y, p, p.top_k == 0 ? 100000 : 50000, cells);
+    const double freedom = cells - 1;
+    // Wilson-Hilferty: the cube root is nearly normal. Five deviations: one false alarm in millions.
+    const double deviate = (std::cbrt(x / freedom) - (1 - 2 / (9 * freedom))) / std::sqrt(2 / (9 * freedom));
+    EXPECT_LT(std::abs(deviate), 5.0) << "chi square " << x << " of " << freedom << " degrees";
+  }
+}
+
+TEST(SamplingCpu, PlantedDefectsAreSeen) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  const auto backend = make_cpu_backend({1, ""});
+  for (const Defect defect :
+       {Defect::kTiesToHigherId, Defect::kTopPBeforeTopK, Defect::kNoiseByRank, Defect::kMinPOfTotal}) {
+    int differs = 0;
+    const auto pool = backend->make_sampler(1, 200);
+    for (int i = 0; i < 200; i++) {
+      SamplingParams p;
+      p.seed = random.bits();
+      p.temperature = 2.0f;
+      p.top_k = defect == Defect::kMinPOfTotal ? 0 : 20;
+      p.top_p = defect == Defect::kTopPBeforeTopK ? 0.5f : 1.0f;
+      p.min_p = defect == Defect::kMinPOfTotal ? 0.2f : 0.0f;
+      std::vector<float> y(200);
+      for (float& x : y) x = static_cast<float>(random.below(5));
+      pool->assign(0, p, {});
+      Batch batch(200);
+      batch.add(y, 0, i);
+      batch.run(*backend, *pool);
+      ASSERT_EQ(batch.tokens[0], rule(y, p, {}, i).token);
+      differs += batch.tokens[0] != rule(y, p, {}, i, defect).token ? 1 : 0;
+    }
+    EXPECT_GT(differs, 0) << "defect " << static_cast<int>(defect);
+  }
+}
+
+TEST(SamplingCpu, NeighboursOrderAndReuseDoNotMatter) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  constexpr int64_t kVocab = 700;
+  const auto backend = make_cpu_backend({3, ""});
+  const auto pool = backend->make_sampler(16, kVocab);
+  for (int round = 0; round < 30; round++) {
+    const std::vector<float> y = random_row(random, kVocab);
+    SamplingParams p = random_params(random, kVocab);
+    p.repetition_penalty = 1.2f;
+    p.frequency_penalty = 0.3f;
+    std::vector<int32_t> tokens;
+    for (int variant = 0; variant < 4; variant++) {
+      // The slot is used by others in between, in a batch of any place and neighbours; its counts start anew.
+      const int slot = variant * 3;
+      pool->assign(slot, random_params(random, kVocab), std::vector<int32_t>{1, 2, 3, 4, 5});
+      Batch dirty(kVocab);
+      dirty.add(random_row(random, kVocab), slot, 0);
+      dirty.run(*backend, *pool);
+      p.top_logprobs = variant % 2 == 0 ? -1 : 20;
+      pool->assign(slot, p, std::vector<int32_t>{7, 8});
+      pool->assign(15, random_params(random, kVocab), {});
+      Batch batch(kVocab);
+      const int place = random.below(4);
+      for (int i = 0; i < 5; i++) {
+        if (i == place) {
+          batch.add(y, slot, 31);
+        } else {
+          batch.add(random_row(random, kVocab), i % 2 == 0 ? 15 : -1, i);
+        }
+      }
+      batch.run(*backend, *pool, variant % 2 != 0);
+      tokens.push_back(batch.tokens[static_cast<size_t>(place)]);
+    }
+    EXPECT_EQ(std::set<int32_t>(tokens.begin(), tokens.end()).size(), 1u) << "round " << round;
+  }
+}
+
+TEST(SamplingCpu, CountsFollowTheOutputOnly) {
+  const auto backend = make_cpu_backend({1, ""});
+  const auto pool = backend->make_sampler(1, 4);
+  SamplingParams p;
+  p.temperature = 0.0f;
+  p.presence_penalty = 1.5f;
+  pool->assign(0, p, std::vector<int32_t>{0, 0, 0});  // the prompt does not count for presence
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < 4; i++) {
+    Batch batch(4);
+    batch.add({3.0f, 2.0f, 1.0f, 0.0f}, 0, i);
+    batch.run(*backend, *pool);
+    tokens.push_back(batch.tokens[0]);
+  }
+  // 3 | 1.5 2 1 0 | 1.5 .5 1 0 | 1.5 again: presence is once, however often.
+  EXPECT_EQ(tokens, (std::vector<int32_t>{0, 1, 0, 0}));
+  pool->release(0);
+  Batch batch(4);
+  batch.add({1, 2, 3, 4}, 0, 0);
+  EXPECT_THROW(batch.run(*backend, *pool), Error);
+  p.top_p = 0.0f;
+  EXPECT_THROW(pool->assign(0, p, {}), Error);
+  p.top_p = 1.0f;
+  EXPECT_THROW(pool->assign(0, p, std::vector<int32_t>{4}), Error);
+  EXPECT_THROW(pool->assign(1, p, {}), Error);
+}
+
+TEST(LogProbsCpu, EqualTheRule) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  Backends backends;
+  for (int round = 0; round < 60; round++) {
+    const int64_t vocab = log_uniform(random, 1, 20000), rows = 1 + random.below(5);
+    std::vector<float> logits;
+    std::vector<int32_t> targets, best(static_cast<size_t>(rows), 777), status(static_cast<size_t>(rows), 777);
+    for (int64_t r = 0; r < rows; r++) {
+      std::vector<float> y = random_row(random, vocab);
+      if (random.below(10) == 0) y[random.bits() % y.size()] = pick(random, {NAN, INFINITY});
+      if (random.below(10) == 0) std::fill(y.begin(), y.end(), kMinus);
+      logits.insert(logits.end(), y.begin(), y.end());
+      targets.push_back(random.below(8) == 0 ? -1 : random.below(static_cast<int>(vocab)));
+    }
+    std::vector<float> out(static_cast<size_t>(rows), 9e9f);
+    const bool wants_best = random.below(3) != 0;
+    backends.random(random).log_probs(
+        {logits.data(), targets.data(), rows, vocab, out.data(), wants_best ? best.data() : nullptr, status.data()});
+    for (size_t r = 0; r < static_cast<size_t>(rows); r++) {
+      SCOPED_TRACE(fmt::format("{} vocab {} row {}", backends.last(), vocab, r));
+      if (targets[r] < 0) {
+        ASSERT_EQ(out[r], 9e9f);
+        continue;
+      }
+      const auto begin = logits.begin() + static_cast<std::ptrdiff_t>(r) * vocab;
+      const std::vector<float> y(begin, begin + vocab);
+      SamplingParams greedy;
+      greedy.temperature = 0.0f;
+      const Expected e = rule(y, greedy, {}, 0);
+      ASSERT_EQ(status[r], e.status);
+      if (e.status != kSampled) continue;
+      uint64_t total = 0;
+      const float ymax = y[static_cast<size_t>(e.token)];
+      for (const float x : y) total += mass(x, ymax);
+      ASSERT_EQ(bits(out[r]), bits(log_probability(y[static_cast<size_t>(targets[r])], ymax, total)));
+      ASSERT_EQ(best[r], wants_best ? e.token : 777);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace isobit::testing
