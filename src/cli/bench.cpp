@@ -27,7 +27,7 @@ struct BenchFlags {
   bool json = false, no_peer = false;
 };
 
-// The same token ids as bench/peers/llama_cpp.py: what they say does not matter, only how many.
+// The same token ids as bench/peers/llama_cpp_peer.py: what they say does not matter, only how many.
 std::vector<int32_t> filler(int32_t count) {
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < count; i++) ids.push_back(static_cast<int32_t>((i * 7919 + 13) % 40000 + 100));
@@ -72,7 +72,7 @@ long peak_resident_kib() {
 class LlamaCpp {
  public:
   LlamaCpp(const BenchFlags& f, const std::string& model, int threads, int32_t context)
-      : process_({f.python, std::string(ISOBIT_BENCH_FOLDER) + "/peers/llama_cpp.py", model, std::to_string(threads),
+      : process_({f.python, std::string(ISOBIT_BENCH_FOLDER) + "/peers/llama_cpp_peer.py", model, std::to_string(threads),
                   std::to_string(context)}) {
     const auto line = process_.read_line();
     if (!line || !line->starts_with("ready")) {

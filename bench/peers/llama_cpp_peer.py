@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """llama.cpp as a peer, driven over stdin: `isobit bench cpu` runs it in turn with itself.
 
-usage: llama_cpp.py MODEL THREADS CONTEXT. Then a line a job: `prefill N` or `decode CONTEXT COUNT`; each answers with the
+usage: llama_cpp_peer.py MODEL THREADS CONTEXT. Then a line a job: `prefill N` or `decode CONTEXT COUNT`; each answers with the
 seconds it took (of the N-token prefill, or of COUNT decoded tokens after CONTEXT). `rss` answers with the peak resident KiB.
 Needs llama-cpp-python.
 """
