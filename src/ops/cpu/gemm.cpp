@@ -11,15 +11,15 @@ namespace {
 struct Arena {
   std::vector<float> value;
   std::vector<uint8_t> below, general;
-  std::vector<int32_t> top;
+  std::vector<uint32_t> pairs;
 
   PreparedRows rows(int64_t m, int64_t padded) {
     const auto size = static_cast<size_t>(m * padded);
     value.resize(size);
     below.resize(size);
-    top.resize(size / 16);
+    pairs.resize(size / 2);
     general.resize(static_cast<size_t>(m));
-    return {padded, value.data(), below.data(), top.data(), general.data()};
+    return {padded, value.data(), below.data(), pairs.data(), general.data()};
   }
 };
 

@@ -2,17 +2,18 @@
 //
 // One step of dot16 for a lane: the largest exponent E over the sixteen products and c; every product and c cut toward
 // zero to 2^(E-25); their sum; cut to f32. In vector form, with no branch:
-//  - E from bytes: the weights' biased exponents (a zero: 0) less what the activation lies under the largest of its
-//    block of 16 (a zero: 255, saturating), 4·lanes products an instruction; then the largest of the four bytes of a
-//    lane, plus the block's largest activation, against c's exponent.
+//  - E from bytes: the weights' exponents less what each activation lies under 2^15 (saturating; a zero activation:
+//  255),
+//    4·lanes products an instruction; then the largest of the four bytes of a lane, against c's exponent byte.
 //  - a product of two bf16 is exact in f32, and so is its multiple by 2^(25-E); the conversion to int32 cuts it.
 //  - the sum of the products stays under 2^31 quanta; with c it does unless nearly all mantissas are full, which
-//    prepare_row excludes.
-// Instructions for 8 products: mul, mul, convert, add = 4, and 31 for each step of 128: 5.9 in all.
-// It is exact where no intermediate leaves f32's normal range, so weights are 0 or in [2^-26, 2^30) and activations 0
-// or in [2^-51, 2^16): the smallest product's exponent is -77 and no lower than its block's largest less 66, so bytes
-// never saturate but for zeros; c is a multiple of 2^-102, so 2^(25-E) is finite. Other rows and panels take
-// simd-inl.h's Dot16, for any values.
+//    PrepareRow excludes. Its conversion to f32 cuts because the rounding mode is toward zero there.
+// Instructions for 8 products: mul, mul, convert, add = 4, and 22 for each step of 128: 5.4 in all. A single row
+// unpacks on the way (RunSingle): 6 for 8 weights of 4 bits, 2.5 for E, 4 for the products, 20 a step: 13.7. It is
+// exact where no intermediate leaves f32's normal range, so weights are 0 or in [2^-26, 2^30) and activations 0 or in
+// [2^-51, 2^16). Then bytes saturate for zeros alone, E is at least 50 (biased) where a product is not zero, and c is a
+// multiple of 2^-102, so 2^(25-E) is finite. Where all is zero, E is at most 15, the scales are finite nonsense and the
+// sum 0; its sign is mended at the chain's end. Other rows and panels take simd-inl.h's Dot16, for any values.
 #include "ops/cpu/gemm_kernel.h"
 
 #include <algorithm>
@@ -41,6 +42,9 @@ constexpr F32 kF;
 constexpr I32 kI;
 constexpr U32 kU;
 
+// Added to the weights' exponents, so that what is taken off for an activation is never negative.
+constexpr uint32_t kLift = kActivationExponentMax - 127;
+
 HWY_INLINE size_t Width() { return hn::Lanes(kF); }
 
 HWY_INLINE VU LoadCodes(const std::byte* p) { return hn::LoadU(kU, reinterpret_cast<const uint32_t*>(p)); }
@@ -63,9 +67,11 @@ struct Scale {
     d = hn::Mul(scale, up);
     m = hn::Mul(min, up);
   }
-  HWY_INLINE V Weight(VU code) const {
+  HWY_INLINE V Weight(VU code) const { return Weight(code, d); }
+  // The code 2^i times too large, its scale 2^i times too small: a code is masked out of its word and not shifted.
+  HWY_INLINE V Weight(VU code, V scale) const {
     const V q = hn::ConvertTo(kF, hn::BitCast(kI, code));
-    const V p = hn::MulAdd(d, q, m);  // the product is exact: one rounding or two are the same
+    const V p = hn::MulAdd(scale, q, m);  // the product is exact: one rounding or two are the same
     return hn::Add(p, hn::Mul(p, hn::Set(kF, -65535.0f / 65536.0f)));
   }
 };
@@ -80,7 +86,8 @@ HWY_INLINE void StoreFour(V w0, V w1, V w2, V w3, float* w, uint8_t* exponent) {
   const VU e1 = hn::And(hn::ShiftRight<15>(hn::BitCast(kU, w1)), hn::Set(kU, 0xff00));
   const VU e2 = hn::And(hn::ShiftRight<7>(hn::BitCast(kU, w2)), hn::Set(kU, 0xff0000));
   const VU e3 = hn::And(hn::ShiftLeft<1>(hn::BitCast(kU, w3)), hn::Set(kU, 0xff000000));
-  hn::StoreU(hn::Or(hn::Or(e0, e1), hn::Or(e2, e3)), kU, reinterpret_cast<uint32_t*>(exponent));
+  const VU e = hn::Or(hn::Or(e0, e1), hn::Or(e2, e3));
+  hn::StoreU(hn::Add(e, hn::Set(kU, 0x01010101u * kLift)), kU, reinterpret_cast<uint32_t*>(exponent));
 }
 
 HWY_INLINE void UnpackNibbles(const Scale& s, const std::byte* codes, float* w, uint8_t* exponent) {
@@ -168,71 +175,100 @@ HWY_INLINE VI Cut(V x) {
 #endif
 }
 
-// For each lane, the largest of exponent[k] - below[k] over the 16 k of a step, or 0 where all products are zero.
-HWY_INLINE VI LargestExponent(const uint8_t* exponent, const uint8_t* below) {
+// For each lane, in its top byte, the largest (biased) exponent of the 16 products of a step; at most kLift where all
+// are zero. Below the top byte: anything.
+HWY_INLINE VU LargestExponent(const uint8_t* exponent, const uint8_t* below) {
 #if HWY_TARGET == HWY_SCALAR
   int largest = 0;
   for (int j = 0; j < 4; j++) {
     for (int i = 0; i < 4; i++) largest = std::max(largest, exponent[j * 4 * kPanel + i] - below[4 * j + i]);
   }
-  return hn::Set(kI, largest);
+  return hn::Set(kU, static_cast<uint32_t>(largest) << 24);
 #else
   const hn::Repartition<uint8_t, F32> d8;
-  auto m = hn::Zero(d8);
-  for (int j = 0; j < 4; j++) {
-    uint32_t four;
-    std::memcpy(&four, below + 4 * j, 4);
-    const auto e = hn::LoadU(d8, exponent + j * 4 * kPanel);
-    m = hn::Max(m, hn::SaturatedSub(e, hn::BitCast(d8, hn::Set(kU, four))));
-  }
-  m = hn::Max(m, hn::BitCast(d8, hn::ShiftRight<16>(hn::BitCast(kU, m))));
-  m = hn::Max(m, hn::BitCast(d8, hn::ShiftRight<8>(hn::BitCast(kU, m))));
-  return hn::BitCast(kI, hn::And(hn::BitCast(kU, m), hn::Set(kU, 255)));
+  const auto four = [&](int j) HWY_ATTR {
+    uint32_t activations;
+    std::memcpy(&activations, below + 4 * j, 4);
+    const auto weights = hn::LoadU(d8, exponent + j * 4 * kPanel);
+    return hn::SaturatedSub(weights, hn::BitCast(d8, hn::Set(kU, activations)));
+  };
+  auto m = hn::Max(hn::Max(four(0), four(1)), hn::Max(four(2), four(3)));
+  m = hn::Max(m, hn::BitCast(d8, hn::ShiftLeft<16>(hn::BitCast(kU, m))));
+  m = hn::Max(m, hn::BitCast(d8, hn::ShiftLeft<8>(hn::BitCast(kU, m))));
+  return hn::BitCast(kU, m);
 #endif
+}
+
+// 2^(25-E), E the larger of the top byte of `products` and c's exponent.
+HWY_INLINE V ScaleUp(VU products, V c) {
+  const VU magnitude = hn::Add(hn::BitCast(kU, c), hn::BitCast(kU, c));  // without the sign
+#if HWY_TARGET == HWY_SCALAR
+  const VU largest = hn::Max(products, magnitude);
+#else
+  const hn::Repartition<uint8_t, F32> d8;
+  const VU largest = hn::BitCast(kU, hn::Max(hn::BitCast(d8, products), hn::BitCast(d8, magnitude)));
+#endif
+  const VU exponent = hn::And(hn::ShiftRight<1>(largest), hn::Set(kU, 0x7f800000));
+  return hn::BitCast(kF, hn::Sub(hn::Set(kU, 279u << 23), exponent));
+}
+
+// 2^(E-25) from 2^(25-E).
+HWY_INLINE V ScaleDown(V up) { return hn::BitCast(kF, hn::Sub(hn::Set(kU, 254u << 23), hn::BitCast(kU, up))); }
+
+// Keeps a sum in its register: left alone, the compiler turns sixteen additions into a tree and spills its leaves.
+HWY_INLINE VI Settle(VI x) {
+#if HWY_TARGET == HWY_AVX3
+  asm("" : "+v"(x.raw));
+#elif HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
+  asm("" : "+x"(x.raw));
+#elif HWY_TARGET == HWY_NEON
+  asm("" : "+w"(x.raw));
+#endif
+  return x;
+}
+
+// int32 to f32 toward zero, inside TowardZeroMode.
+HWY_INLINE V CutToFloat(VI x) {
+  if constexpr (TowardZeroMode::kWorks) return hn::ConvertTo(kF, x);
+  return TowardZero(kF, x);
 }
 
 struct RowPointers {
   const float* value;
   const uint8_t* below;
-  const int32_t* top;
   float* acc;
 };
 
-// `steps` steps of kRows chains at the lanes from column c on.
+// `steps` steps of kRows chains at the lanes from column c on. The rounding mode must be toward zero (class
+// TowardZeroMode).
 template <int kRows>
 HWY_INLINE void Chain(const float* w, const uint8_t* exponent, int64_t steps, const RowPointers* rows, size_t c) {
   V acc[kRows], up[kRows];
-  VI sum[kRows], e[kRows];
+  VI sum[kRows];
   for (int r = 0; r < kRows; r++) acc[r] = hn::LoadU(kF, rows[r].acc + c);
   for (int64_t s = 0; s < steps; s++) {
     const float* ws = w + s * 16 * kPanel + c;
     for (int r = 0; r < kRows; r++) {
-      const VI products = hn::Add(LargestExponent(exponent + s * 16 * kPanel + 4 * c, rows[r].below + 16 * s),
-                                  hn::Set(kI, rows[r].top[s]));
-      const VI old = hn::BitCast(kI, hn::ShiftRight<24>(hn::ShiftLeft<1>(hn::BitCast(kU, acc[r]))));
-      e[r] = hn::Max(hn::Max(products, old), hn::Set(kI, 25));  // 25: all is zero
-      up[r] = hn::BitCast(kF, hn::ShiftLeft<23>(hn::Sub(hn::Set(kI, 279), e[r])));
+      up[r] = ScaleUp(LargestExponent(exponent + s * 16 * kPanel + 4 * c, rows[r].below + 16 * s), acc[r]);
       sum[r] = Cut(hn::Mul(acc[r], up[r]));
     }
+    HWY_UNROLL(16)
     for (int i = 0; i < 16; i++) {
       const V wi = hn::LoadU(kF, ws + i * kPanel);
       for (int r = 0; r < kRows; r++) {
         const V product = hn::Mul(wi, hn::Set(kF, rows[r].value[16 * s + i]));
-        sum[r] = hn::Add(sum[r], Cut(hn::Mul(product, up[r])));
+        sum[r] = Settle(hn::Add(sum[r], Cut(hn::Mul(product, up[r]))));
       }
     }
-    for (int r = 0; r < kRows; r++) {
-      // 2^(E-25), as 2^127 over `up`
-      const V down = hn::BitCast(kF, hn::Sub(hn::Set(kI, 254 << 23), hn::BitCast(kI, up[r])));
-      acc[r] = hn::Mul(TowardZero(kF, sum[r]), down);
-    }
+    for (int r = 0; r < kRows; r++) acc[r] = hn::Mul(CutToFloat(sum[r]), ScaleDown(up[r]));
   }
-  for (int r = 0; r < kRows; r++) hn::StoreU(acc[r], kF, rows[r].acc + c);
+  for (int r = 0; r < kRows; r++) hn::StoreU(hn::Add(acc[r], hn::Zero(kF)), kF, rows[r].acc + c);
 }
 
+// Not inlined: no arithmetic may move in or out, where the rounding mode is another.
 template <int kRows>
-void ChainPanel(const GemmScratch& s, int64_t steps, const RowPointers* rows) {
-  for (size_t c = 0; c < kPanel; c += Width()) Chain<kRows>(s.w, s.exponent, steps, rows, c);
+HWY_NOINLINE void ChainPanel(const float* w, const uint8_t* exponent, int64_t steps, const RowPointers* rows) {
+  for (size_t c = 0; c < kPanel; c += Width()) Chain<kRows>(w, exponent, steps, rows, c);
 }
 
 void ChainGeneral(const GemmJob& job, const GemmScratch& s, int64_t row, int64_t k, int64_t steps, float* acc) {
@@ -248,32 +284,179 @@ void ChainGeneral(const GemmJob& job, const GemmScratch& s, int64_t row, int64_t
   }
 }
 
+#if HWY_TARGET != HWY_SCALAR
+// One row, the weights used as they are unpacked: 16 products of a step wait in memory for the scale they will get.
+template <PanelFormat kFormat>
+struct Single {
+  static constexpr bool kPlain = kFormat == PanelFormat::kBF16;
+  static constexpr int kBits = kFormat == PanelFormat::kNibble || kFormat == PanelFormat::kNibbleF ? 4 : 8;
+  static constexpr int kCodes = 32 / kBits;  // in a word
+  static constexpr size_t kCodesAt = group_bytes(kFormat) - kPanel * 4 * kBits;
+
+  V scale[kCodes], min;  // of the group, as Scale's; scale[i] for codes i places up their word
+  V product[16];
+  VU largest;  // words of 16 bits: exponent and mantissa of |w|, less what the activation lies under
+               // kActivationExponentMax
+
+  HWY_INLINE void SetScale(V d, V m) {
+    const Scale s(d, m);
+    min = s.m;
+    for (int i = 0; i < kCodes; i++) {
+      scale[i] =
+          i == 0 || i == kCodes - 1 ? s.d : hn::Mul(s.d, hn::Set(kF, 1.0f / static_cast<float>(1u << (kBits * i))));
+    }
+  }
+
+  HWY_INLINE void LoadScale(const std::byte* g, size_t c, int half) {
+    if constexpr (kFormat == PanelFormat::kNibble || kFormat == PanelFormat::kByteA) {
+      if (half == 0) SetScale(LoadF16(g + 2 * c), LoadF16(g + 2 * (kPanel + c)));
+    } else if constexpr (kFormat == PanelFormat::kNibbleF) {
+      if (half == 0) SetScale(LoadF32(g + 4 * c), LoadF32(g + 4 * (kPanel + c)));
+    } else if constexpr (kFormat == PanelFormat::kByte) {
+      const V d = LoadF16(g + 2 * c);
+      if (half == 0) SetScale(d, hn::Mul(d, hn::Set(kF, -128.0f)));
+    } else if constexpr (kFormat == PanelFormat::kByteF) {
+      const std::byte* s = g + 2 * half * kPanel * 4;
+      SetScale(LoadF32(s + 4 * c), LoadF32(s + 4 * (kPanel + c)));
+    }
+  }
+
+  // Code i of the words.
+  HWY_INLINE V Weight(VU words, int i) const {
+    constexpr uint32_t kMask = (1u << kBits) - 1;
+    const VU code =
+        i == kCodes - 1 ? hn::ShiftRight<32 - kBits>(words) : hn::And(words, hn::Set(kU, kMask << (kBits * i)));
+    const V q = hn::ConvertTo(kF, hn::BitCast(kI, code));
+    const V p = hn::MulAdd(scale[i], q, min);
+    return hn::Add(p, hn::Mul(p, hn::Set(kF, -65535.0f / 65536.0f)));
+  }
+
+  HWY_INLINE void Pair(V w0, V w1, int k, const float* value, const uint32_t* below) {
+    const hn::Repartition<uint16_t, F32> d16;
+    // Without the signs; the bit that w0's leaves at the upper word's end is under its mantissa.
+    const VU words = hn::Or(hn::ShiftRight<15>(hn::BitCast(kU, w0)), hn::Add(hn::BitCast(kU, w1), hn::BitCast(kU, w1)));
+    const auto e = hn::SaturatedSub(hn::BitCast(d16, words), hn::BitCast(d16, hn::Set(kU, below[k / 2])));
+    largest = hn::BitCast(kU, hn::Max(hn::BitCast(d16, largest), e));
+    product[k] = hn::Mul(w0, hn::Set(kF, value[k]));
+    product[k + 1] = hn::Mul(w1, hn::Set(kF, value[k + 1]));
+  }
+
+  // Products of half (0, 1) of a group, at the lanes from column c on.
+  HWY_INLINE void Multiply(const std::byte* g, size_t c, int half, const float* value, const uint32_t* below) {
+    largest = hn::Zero(kU);
+    if constexpr (kPlain) {
+      HWY_UNROLL(8)
+      for (int k = 0; k < 16; k += 2) {
+        const VU x = LoadCodes(g + (half * 8 + k / 2) * kPanel * 4 + 4 * c);
+        Pair(hn::BitCast(kF, hn::ShiftLeft<16>(x)), hn::BitCast(kF, hn::And(x, hn::Set(kU, 0xffff0000))), k, value,
+             below);
+      }
+      return;
+    }
+    LoadScale(g, c, half);
+    const std::byte* codes = g + kCodesAt + half * 8 * kBits * kPanel / 4 + 4 * c;
+    HWY_UNROLL(4)
+    for (int k = 0; k < 16; k += kCodes) {
+      const VU words = LoadCodes(codes + k / kCodes * kPanel * 4);
+      HWY_UNROLL(4)
+      for (int i = 0; i < kCodes; i += 2) Pair(Weight(words, i), Weight(words, i + 1), k + i, value, below);
+    }
+  }
+
+  HWY_INLINE V Step(V acc) {
+    const hn::Repartition<uint16_t, F32> d16;
+    const auto both = hn::Max(hn::BitCast(d16, largest), hn::BitCast(d16, hn::ShiftLeft<16>(largest)));
+    const V up = ScaleUp(hn::Add(hn::BitCast(kU, both), hn::Set(kU, kLift << 24)), acc);
+    VI s0 = Cut(hn::Mul(acc, up)), s1 = hn::Zero(kI);
+    HWY_UNROLL(8)
+    for (int i = 0; i < 16; i += 2) {
+      s0 = Settle(hn::Add(s0, Cut(hn::Mul(product[i], up))));
+      s1 = Settle(hn::Add(s1, Cut(hn::Mul(product[i + 1], up))));
+    }
+    return hn::Mul(TowardZero(kF, hn::Add(s0, s1)), ScaleDown(up));
+  }
+};
+
+// kPanel chains of one row over `steps` steps from k on; two vectors of lanes at a time hide each other's latency.
+template <PanelFormat kFormat>
+HWY_NOINLINE void SingleChains(const std::byte* groups, int64_t steps, const float* value, const uint32_t* below,
+                               float* acc) {
+  const size_t other = Width() < kPanel ? Width() : 0;
+  for (size_t c = 0; c < kPanel; c += 2 * Width()) {
+    Single<kFormat> a, b;
+    V x = hn::LoadU(kF, acc + c), y = hn::LoadU(kF, acc + c + other);
+    for (int64_t s = 0; s < steps; s++) {
+      const std::byte* g = groups + static_cast<size_t>(s / 2) * group_bytes(kFormat);
+      a.Multiply(g, c, static_cast<int>(s % 2), value + 16 * s, below + 8 * s);
+      if (other != 0) b.Multiply(g, c + other, static_cast<int>(s % 2), value + 16 * s, below + 8 * s);
+      x = a.Step(x);
+      if (other != 0) y = b.Step(y);
+    }
+    hn::StoreU(hn::Add(x, hn::Zero(kF)), kF, acc + c);
+    if (other != 0) hn::StoreU(hn::Add(y, hn::Zero(kF)), kF, acc + c + other);
+  }
+}
+
+HWY_INLINE void RunSingle(const GemmJob& job, const PackedLinear::Panel& p, int64_t row, int64_t k, int64_t steps,
+                          float* acc) {
+  const std::byte* g = p.data + static_cast<size_t>(k / kGroup) * group_bytes(p.format);
+  const float* value = job.x.value + row * job.x.padded + k;
+  const uint32_t* below = job.x.below_pairs + (row * job.x.padded + k) / 2;
+  switch (p.format) {
+    case PanelFormat::kBF16:
+      return SingleChains<PanelFormat::kBF16>(g, steps, value, below, acc);
+    case PanelFormat::kNibble:
+      return SingleChains<PanelFormat::kNibble>(g, steps, value, below, acc);
+    case PanelFormat::kNibbleF:
+      return SingleChains<PanelFormat::kNibbleF>(g, steps, value, below, acc);
+    case PanelFormat::kByte:
+      return SingleChains<PanelFormat::kByte>(g, steps, value, below, acc);
+    case PanelFormat::kByteA:
+      return SingleChains<PanelFormat::kByteA>(g, steps, value, below, acc);
+    case PanelFormat::kByteF:
+      return SingleChains<PanelFormat::kByteF>(g, steps, value, below, acc);
+  }
+}
+#endif
+
+// The general step for those rows of a slice that need it.
+void RunGeneral(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, int64_t end, int64_t k, int64_t steps,
+                GemmScratch& s, float* acc) {
+  bool narrow = false;
+  for (int64_t r = begin; r < end; r++) {
+    if (!p.general && job.x.general[r] == 0) continue;
+    if (!narrow) {
+      for (int64_t i = 0; i < steps * 16 * kPanel; i++) s.w16[i] = static_cast<uint16_t>(numerics::bits(s.w[i]) >> 16);
+      narrow = true;
+    }
+    ChainGeneral(job, s, r, k, steps, acc + (r - begin) * kPanel);
+  }
+}
+
+void RunFast(const GemmJob& job, int64_t begin, int64_t end, int64_t k, int64_t steps, const GemmScratch& s,
+             float* acc) {
+  const PreparedRows& x = job.x;
+  const TowardZeroMode mode;
+  RowPointers rows[4];
+  int n = 0;
+  for (int64_t r = begin; r < end; r++) {
+    if (x.general[r] != 0) continue;
+    rows[n++] = {x.value + r * x.padded + k, x.below + r * x.padded + k, acc + (r - begin) * kPanel};
+    if (n < 4) continue;
+    ChainPanel<4>(s.w, s.exponent, steps, rows);
+    n = 0;
+  }
+  if (n == 3) ChainPanel<3>(s.w, s.exponent, steps, rows);
+  if (n == 2) ChainPanel<2>(s.w, s.exponent, steps, rows);
+  if (n == 1) ChainPanel<1>(s.w, s.exponent, steps, rows);
+}
+
 // A slice of K for rows [begin, end): acc holds kPanel chains a row.
 void RunSlice(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, int64_t end, int64_t k, int64_t steps,
               GemmScratch& s, float* acc) {
   UnpackSlice(p, k / kGroup, (steps + 1) / 2, s);
-  const PreparedRows& x = job.x;
-  RowPointers rows[4];
-  int n = 0;
-  bool narrow = false;
-  for (int64_t r = begin; r < end; r++) {
-    float* chains = acc + (r - begin) * kPanel;
-    if (p.general || x.general[r] != 0) {
-      if (!narrow) {
-        for (int64_t i = 0; i < steps * 16 * kPanel; i++)
-          s.w16[i] = static_cast<uint16_t>(numerics::bits(s.w[i]) >> 16);
-        narrow = true;
-      }
-      ChainGeneral(job, s, r, k, steps, chains);
-      continue;
-    }
-    rows[n++] = {x.value + r * x.padded + k, x.below + r * x.padded + k, x.top + (r * x.padded + k) / 16, chains};
-    if (n == 4) {
-      ChainPanel<4>(s, steps, rows);
-      n = 0;
-    }
-  }
-  for (int i = 0; i < n; i++) ChainPanel<1>(s, steps, rows + i);
+  RunGeneral(job, p, begin, end, k, steps, s, acc);
+  if (!p.general) RunFast(job, begin, end, k, steps, s, acc);
 }
 
 void RunChains(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, int64_t end, GemmScratch& s,
@@ -284,9 +467,14 @@ void RunChains(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, 
   for (int64_t start = 0; start < k; start += chunk) {
     const int64_t stop = std::min(k, start + chunk);
     std::fill_n(acc, values, 0.0f);
-    for (int64_t at = start; at < stop; at += kSlice) {
-      RunSlice(job, p, begin, end, at, (std::min<int64_t>(kSlice, stop - at) + 15) / 16, s, acc);
-    }
+#if HWY_TARGET != HWY_SCALAR
+    if (end - begin == 1 && !p.general && job.x.general[begin] == 0) {
+      RunSingle(job, p, begin, start, (stop - start + 15) / 16, acc);
+    } else
+#endif
+      for (int64_t at = start; at < stop; at += kSlice) {
+        RunSlice(job, p, begin, end, at, (std::min<int64_t>(kSlice, stop - at) + 15) / 16, s, acc);
+      }
     if (chunk == k) return;
     for (size_t i = 0; i < values; i++)
       s.sum[i] = start == 0 ? acc[i] : numerics::canonical(numerics::fadd(s.sum[i], acc[i]));
@@ -338,7 +526,6 @@ void PrepareRow(const GemmJob& job, int64_t row) {
   const uint16_t* from = job.args->x + row * cols;
   float* value = x.value + row * x.padded;
   uint8_t* below = x.below + row * x.padded;
-  int32_t* top = x.top + row * x.padded / 16;
   bool general = false;
   for (int64_t k = 0; k < x.padded; k += 16) {
     uint16_t b[16] = {};
@@ -352,8 +539,13 @@ void PrepareRow(const GemmJob& job, int64_t row) {
       mantissas = static_cast<uint16_t>(mantissas + (magnitude & 127) + 128);
       value[k + i] = numerics::bf16_to_f32(b[i]);
     }
-    for (int i = 0; i < 16; i++) below[k + i] = e[i] == 0 ? uint8_t{255} : static_cast<uint8_t>(high - e[i]);
-    top[k / 16] = high - 127;
+    for (int i = 0; i < 16; i++) {
+      below[k + i] = e[i] == 0 ? uint8_t{255} : static_cast<uint8_t>(kActivationExponentMax - e[i]);
+    }
+    for (int i = 0; i < 16; i += 2) {
+      x.below_pairs[(row * x.padded + k + i) / 2] =
+          static_cast<uint32_t>(below[k + i] << 8) | static_cast<uint32_t>(below[k + i + 1]) << 24;
+    }
     // Sixteen products nearly full: their mean mantissa must be above 248.9 of 255 for the sum with c to leave int32.
     general |= low < kActivationExponentMin || high > kActivationExponentMax || mantissas >= 3983;
   }

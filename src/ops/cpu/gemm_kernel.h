@@ -13,11 +13,43 @@ constexpr int kActivationExponentMin = 127 - 51, kActivationExponentMax = 127 + 
 
 // x as the kernel wants it, K filled with zeros to a multiple of kGroup.
 struct PreparedRows {
-  int64_t padded = 0;          // K, filled
-  float* value = nullptr;      // [m][padded]
-  uint8_t* below = nullptr;    // [m][padded]: exponent under the largest of the block of 16; 255 for a zero
-  int32_t* top = nullptr;      // [m][padded / 16]: that largest, biased, less 127
-  uint8_t* general = nullptr;  // [m]: 1: this row needs the general step
+  int64_t padded = 0;               // K, filled
+  float* value = nullptr;           // [m][padded]
+  uint8_t* below = nullptr;         // [m][padded]: exponent under kActivationExponentMax; 255 for a zero
+  uint32_t* below_pairs = nullptr;  // [m][padded / 2]: the same in the high bytes of 16-bit words
+  uint8_t* general = nullptr;       // [m]: 1: this row needs the general step
+};
+
+// Sets the processor's rounding toward zero for its lifetime. Only code that is compiled apart (not inlined) may run
+// inside: the compiler does not know of modes.
+class TowardZeroMode {
+ public:
+#if defined(__x86_64__)
+  static constexpr bool kWorks = true;
+  TowardZeroMode() : old_(__builtin_ia32_stmxcsr()) { set(old_ | 0x6000); }
+  ~TowardZeroMode() { set(old_); }
+
+ private:
+  static void set(uint32_t mode) { asm volatile("ldmxcsr %0" : : "m"(mode) : "memory"); }
+  uint32_t old_;
+#elif defined(__aarch64__)
+  static constexpr bool kWorks = true;
+  TowardZeroMode() {
+    asm volatile("mrs %0, fpcr" : "=r"(old_));
+    set(old_ | 3u << 22);
+  }
+  ~TowardZeroMode() { set(old_); }
+
+ private:
+  static void set(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode) : "memory"); }
+  uint64_t old_;
+#else
+  static constexpr bool kWorks = false;
+#endif
+
+ public:
+  TowardZeroMode(const TowardZeroMode&) = delete;
+  TowardZeroMode& operator=(const TowardZeroMode&) = delete;
 };
 
 struct GemmScratch {
