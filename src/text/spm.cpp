@@ -10,6 +10,13 @@
 
 namespace isobit {
 
+namespace {
+
+constexpr char32_t kSpaceCharacter = 0x2581;
+constexpr int32_t kNotLookedUp = -2;
+
+}  // namespace
+
 std::string escape_spaces(std::string_view text) {
   std::string out;
   out.reserve(text.size() + text.size() / 4);
@@ -70,9 +77,12 @@ SpmMerger::SpmMerger(std::span<const std::string> names, std::span<const TokenTy
     }
     // A file may name the spaces of a user-defined token either way.
     if (types[i] == TokenType::kUserDefined) user_defined.emplace_back(escape_spaces(names[i]), id);
+    has_unused_ = has_unused_ || types[i] == TokenType::kUnused;
+    note_spaces(names[i]);
     longest_piece_ = std::max(longest_piece_, names[i].size());
     pieces_.emplace(names[i], id);
   }
+  before_space_.insert(kSpaceCharacter);
   has_bytes_ = bytes == 256;
   if (bytes > 0 && !has_bytes_) {
     const auto missing = std::find(byte_ids_.begin(), byte_ids_.end(), -1) - byte_ids_.begin();
@@ -86,6 +96,18 @@ SpmMerger::SpmMerger(std::span<const std::string> names, std::span<const TokenTy
   user_defined_ = TokenMatcher(std::move(user_defined));
 }
 
+// Records which characters stand before a U+2581 inside the piece.
+void SpmMerger::note_spaces(std::string_view piece) {
+  if (piece.find(kSpmSpace, 1) == std::string_view::npos || valid_utf8_prefix(piece) != piece.size()) return;
+  size_t pos = 0;
+  char32_t last = next_code_point(piece, pos);
+  while (pos < piece.size()) {
+    const char32_t next = next_code_point(piece, pos);
+    if (next == kSpaceCharacter) before_space_.insert(last);
+    last = next;
+  }
+}
+
 int32_t SpmMerger::find(std::string_view piece) const {
   if (piece.size() > longest_piece_) return -1;
   const auto found = pieces_.find(piece);
@@ -97,18 +119,31 @@ class SpmMerger::Run {
  public:
   Run(const SpmMerger& merger, std::string_view text) : merger_(merger), text_(text) {}
 
+  // Stretch by stretch: where no piece of the vocabulary spans two neighbours no merge does, and what lies on either
+  // side is independent. Most texts fall into words so, and the heap stays in cache.
   void encode(std::vector<int32_t>& out) {
-    cut();
-    for (int32_t i = 0; i + 1 < static_cast<int32_t>(symbols_.size()); i++) add_candidate(i, i + 1);
-    merge();
-    for (int32_t i = symbols_.empty() ? -1 : 0; i >= 0; i = symbols_[i].next) emit(symbols_[i], out);
+    char32_t last = 0;
+    for (size_t pos = 0; pos < text_.size();) {
+      const auto token = merger_.user_defined_.match_at(text_, pos);
+      const bool frozen = token.end > pos;
+      size_t end = pos;
+      const char32_t next = next_code_point(text_, end);
+      if (separates(last, next, frozen)) finish_stretch(out);
+      last = frozen ? 0 : next;
+      if (frozen) end = token.end;
+      const auto index = static_cast<int32_t>(symbols_.size());
+      if (index > 0) symbols_.back().next = index;
+      symbols_.push_back({pos, end - pos, frozen ? token.id : kNotLookedUp, index - 1, -1, frozen});
+      pos = end;
+    }
+    finish_stretch(out);
   }
 
  private:
   struct Symbol {
     size_t begin;
     size_t size;  // 0: merged into its left neighbour
-    int32_t id;   // -1: no piece
+    int32_t id;   // -1: no piece; or kNotLookedUp
     int32_t previous;
     int32_t next;
     bool frozen;
@@ -127,22 +162,18 @@ class SpmMerger::Run {
 
   std::string_view piece(const Symbol& symbol) const { return text_.substr(symbol.begin, symbol.size); }
 
-  // Characters and user-defined tokens.
-  void cut() {
-    for (size_t pos = 0; pos < text_.size();) {
-      const auto token = merger_.user_defined_.match_at(text_, pos);
-      size_t end = token.end;
-      int32_t id = token.id;
-      const bool frozen = end > pos;
-      if (!frozen) {
-        end = pos;
-        next_code_point(text_, end);
-        id = merger_.find(text_.substr(pos, end - pos));
-      }
-      const auto index = static_cast<int32_t>(symbols_.size());
-      symbols_.push_back({pos, end - pos, id, index - 1, end < text_.size() ? index + 1 : -1, frozen});
-      pos = end;
-    }
+  // With unused pieces the text is one stretch, as their splits are recorded over all of it.
+  bool separates(char32_t last, char32_t next, bool frozen) const {
+    if (symbols_.empty() || merger_.has_unused_) return false;
+    if (frozen || symbols_.back().frozen) return true;
+    return next == kSpaceCharacter && !merger_.before_space_.contains(last);
+  }
+
+  void finish_stretch(std::vector<int32_t>& out) {
+    for (int32_t i = 0; i + 1 < static_cast<int32_t>(symbols_.size()); i++) add_candidate(i, i + 1);
+    merge();
+    for (int32_t i = symbols_.empty() ? -1 : 0; i >= 0; i = symbols_[i].next) emit(symbols_[i], out);
+    symbols_.clear();
   }
 
   void add_candidate(int32_t left, int32_t right) {
@@ -174,7 +205,8 @@ class SpmMerger::Run {
     }
   }
 
-  void emit(const Symbol& symbol, std::vector<int32_t>& out) {
+  void emit(Symbol& symbol, std::vector<int32_t>& out) {
+    if (symbol.id == kNotLookedUp) symbol.id = merger_.find(piece(symbol));
     if (symbol.id < 0 || merger_.types_[symbol.id] != TokenType::kUnused) {
       emit_piece(symbol.id, piece(symbol), out);
       return;

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "text/tokenizer_matcher.h"
@@ -37,13 +38,16 @@ class SpmMerger {
   class Run;
 
   int32_t find(std::string_view piece) const;
+  void note_spaces(std::string_view piece);
 
   std::span<const TokenType> types_;
   std::span<const float> scores_;
   int32_t unknown_id_;
   bool has_bytes_ = false;
+  bool has_unused_ = false;
   size_t longest_piece_ = 0;
   std::array<int32_t, 256> byte_ids_{};
+  std::unordered_set<char32_t> before_space_;  // characters, U+2581 among them, that a piece has before a U+2581
   std::unordered_map<std::string_view, int32_t> pieces_;  // what merges may give: normal, user-defined, unused
   TokenMatcher user_defined_;
 };

@@ -82,6 +82,17 @@ TEST(Spm, SpecialTokensAndTheSpacePrefix) {
   EXPECT_EQ(Tokenizer::create(spec)->encode("ab", {}), (Ids{kAb, 2}));
 }
 
+TEST(Spm, UserDefinedTokensNeverMerge) {
+  TokenizerSpec spec = small_spec();
+  spec.add_space_prefix = false;
+  spec.types[kA] = TokenType::kUserDefined;
+  using Ids = std::vector<int32_t>;
+  EXPECT_EQ(Tokenizer::create(spec)->encode("abb ab", {.add_special = false}), (Ids{kA, kB, kB, kSpace, kA, kB}));
+  spec.types[kA] = TokenType::kNormal;
+  spec.types[kB] = TokenType::kUserDefined;
+  EXPECT_EQ(Tokenizer::create(spec)->encode("ab", {.add_special = false}), (Ids{kA, kB}));
+}
+
 TEST(Spm, DecodesBytesAndSpaces) {
   const auto tokenizer = Tokenizer::create(small_spec());
   for (const char* text : {"ab ab", " ab", "  a", "\n\t", "\u00e9\u5b57", "x\u00e9y"}) {
