@@ -78,12 +78,12 @@ __device__ void rotate(const RopeCacheArgs& a, int64_t position, int lane, float
   for (int e = 0; e < kPer; e++) x[e] = buffer[lane * kPer + e];
 }
 
-// The finite rule: an element that is not becomes +0. Returns whether all were finite.
-__device__ bool keep_finite(uint32_t& packed, uint32_t exponent) {
-  bool finite = true;
-  if ((packed & exponent) == exponent) packed &= 0xffff0000, finite = false;
-  if ((packed & exponent << 16) == exponent << 16) packed &= 0x0000ffff, finite = false;
-  return finite;
+// Whether both elements are finite; one that is not becomes +0 where `replace` asks for it.
+__device__ bool check_finite(uint32_t& packed, uint32_t exponent, bool replace) {
+  const bool low = (packed & exponent) != exponent, high = (packed & exponent << 16) != exponent << 16;
+  if (replace && !low) packed &= 0xffff0000;
+  if (replace && !high) packed &= 0x0000ffff;
+  return low && high;
 }
 
 template <int kPer>
@@ -98,14 +98,14 @@ __device__ bool store_16(uint16_t* out, DType type, bool to_cache, int lane, int
     if (i >= dim) continue;
     if constexpr (kUnit == 1) {
       uint32_t v = half ? pack_f16(x[e], 0.0f) : pack_bf16(x[e], 0.0f);
-      if (to_cache) finite &= keep_finite(v, exponent);
+      finite &= check_finite(v, exponent, to_cache);
       out[i] = static_cast<uint16_t>(v);
     } else {
       uint32_t v[2] = {};
 #pragma unroll
       for (int u = 0; u < kUnit; u += 2) {
         v[u / 2] = half ? pack_f16(x[e + u], x[e + u + 1]) : pack_bf16(x[e + u], x[e + u + 1]);
-        if (to_cache) finite &= keep_finite(v[u / 2], exponent);
+        finite &= check_finite(v[u / 2], exponent, to_cache);
       }
       if constexpr (kUnit == 4) {
         *reinterpret_cast<uint2*>(out + i) = make_uint2(v[0], v[1]);
@@ -168,12 +168,13 @@ __global__ __launch_bounds__(kWarps * 32) void rope_cache_kernel(RopeCacheArgs a
   const float* norm = is_v ? nullptr : is_q ? a.q_norm : a.k_norm;
   if (norm != nullptr) normalise<kPer>(norm, a.norm_eps, lane, dim, x);
   if (!is_v && a.cos != nullptr) rotate<kPer>(a, position, lane, buffers[warp], x);
+  bool finite = true;
   if (is_q) {
-    store_16<kPer>(a.q + (token * a.q_heads + head) * dim, a.type, false, lane, dim, x);
-    return;
+    finite = store_16<kPer>(a.q + (token * a.q_heads + head) * dim, a.type, false, lane, dim, x);
+  } else {
+    const int kv_head = head - a.q_heads - (is_v ? kv_heads : 0);
+    finite = store_cache<kPer>(a, slot, kv_head, !is_v, lane, x);
   }
-  const int kv_head = head - a.q_heads - (is_v ? kv_heads : 0);
-  const bool finite = store_cache<kPer>(a, slot, kv_head, !is_v, lane, x);
   if (!finite && a.nonfinite != nullptr) a.nonfinite[token] = 1;
 }
 

@@ -1,0 +1,131 @@
+// Rows `sampling`: 151936 logits of N(0, 3²), settings in slots, one launch.
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "gpu_bench.h"
+#include "ops/cuda/device.h"
+#include "ops/cuda/kernels.h"
+
+namespace isobit::bench {
+namespace {
+
+constexpr int64_t kVocab = 151936;
+
+struct Setting {
+  const char* name;
+  SamplingParams params;
+  bool penalties = false;
+};
+
+std::vector<Setting> settings() {
+  SamplingParams plain;
+  plain.temperature = 0.8f;
+  const auto with = [&](auto&& change) {
+    SamplingParams p = plain;
+    change(p);
+    return p;
+  };
+  return {{"no-filter", plain},
+          {"topk-topp", with([](SamplingParams& p) { p.top_k = 40, p.top_p = 0.95f; })},
+          {"topk-topp-minp-penalties", with([](SamplingParams& p) {
+             p.top_k = 40, p.top_p = 0.95f, p.min_p = 0.05f;
+             p.repetition_penalty = 1.1f, p.presence_penalty = 0.2f, p.frequency_penalty = 0.1f;
+             for (int i = 0; i < 20; i++) p.logit_bias.emplace_back(i * 7001, 2.0f);
+           }),
+           true},
+          {"greedy", with([](SamplingParams& p) { p.temperature = 0.0f; })},
+          {"topp", with([](SamplingParams& p) { p.top_p = 0.95f; })},
+          {"logprobs20", with([](SamplingParams& p) { p.temperature = 0.0f, p.top_logprobs = 20; })},
+          {"minp", with([](SamplingParams& p) { p.min_p = 0.05f; })},
+          {"topk1000", with([](SamplingParams& p) { p.top_k = 1000; })}};
+}
+
+std::vector<float> normal_logits(size_t count) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  std::vector<float> v(count);
+  for (float& x : v) x = normal(random);
+  return v;
+}
+
+class SamplingBench {
+ public:
+  SamplingBench(int rows, const Setting& setting, int64_t vocab)
+      : rows_(rows), vocab_(vocab), slots_memory_(Bytes(rows)), positions_(Bytes(rows)), outputs_(Bytes(rows) * 44) {
+    std::vector<int32_t> ids(static_cast<size_t>(rows));
+    slots_ = cuda::make_sampler_slots(rows, vocab, context(nullptr));
+    std::vector<int32_t> prompt;
+    for (int i = 0; i < 1000 && setting.penalties; i++) prompt.push_back(i * 151);
+    for (int i = 0; i < rows; i++) {
+      SamplingParams p = setting.params;
+      p.seed = static_cast<uint64_t>(i) * 7919 + 1;
+      slots_->assign(i, p, prompt);
+      ids[static_cast<size_t>(i)] = i;
+    }
+    cuda::check(cudaMemcpy(slots_memory_.data(), ids.data(), Bytes(rows), cudaMemcpyHostToDevice), "slots");
+    cuda::check(cudaMemcpy(positions_.data(), ids.data(), Bytes(rows), cudaMemcpyHostToDevice), "positions");
+    const size_t bytes = Bytes(rows) * static_cast<size_t>(vocab);
+    // Of one long random sequence each copy starts elsewhere.
+    static const std::vector<float> values = normal_logits(size_t{1} << 22);
+    for (int i = 0; i < rotated_copies(bytes); i++) {
+      DeviceBuffer& b = logits_.emplace_back(bytes);
+      size_t at = static_cast<size_t>(i) * 104729;
+      for (size_t done = 0; done < bytes / 4;) {
+        const size_t n = std::min(values.size() - at % values.size(), bytes / 4 - done);
+        cuda::check(cudaMemcpy(b.data<float>() + done, &values[at % values.size()], n * 4, cudaMemcpyHostToDevice),
+                    "logits");
+        done += n, at += n + 1;
+      }
+    }
+  }
+
+  double run() {
+    return graph_us(static_cast<int>(logits_.size()), [&](int i, cudaStream_t stream) {
+      SampleArgs a;
+      a.logits = logits_[static_cast<size_t>(i)].data<float>();
+      a.slots = slots_memory_.data<int32_t>(), a.positions = positions_.data<int32_t>();
+      a.rows = rows_, a.vocab = vocab_;
+      auto* out = outputs_.data<int32_t>();
+      a.tokens = out, a.status = out + rows_, a.top_ids = out + 4 * rows_;
+      a.logprobs = outputs_.data<float>() + 2 * rows_, a.top_logprobs = outputs_.data<float>() + 24 * rows_;
+      launch_sample(*slots_, a, context(stream));
+    });
+  }
+
+ private:
+  static size_t Bytes(int rows) { return static_cast<size_t>(rows) * 4; }
+  static cuda::KernelContext context(cudaStream_t stream) {
+    cuda::KernelContext c;
+    c.stream = stream;
+    c.sm_count = 132;
+    return c;
+  }
+
+  int rows_;
+  int64_t vocab_;
+  std::unique_ptr<SamplerSlots> slots_;
+  DeviceBuffer slots_memory_, positions_, outputs_;
+  std::vector<DeviceBuffer> logits_;
+};
+
+void add(std::vector<Case>& cases) {
+  for (const Setting& s : settings()) {
+    for (const int rows : {1, 8, 32, 128}) {
+      cases.push_back({"sampling", std::string(s.name) + "-b" + std::to_string(rows), floor_us(0, 4.0 * rows * kVocab),
+                       [s, rows] { return SamplingBench(rows, s, kVocab).run(); }});
+    }
+  }
+  for (const int64_t vocab : {int64_t{32768}, int64_t{128256}}) {
+    for (const int rows : {1, 32}) {
+      cases.push_back({"sampling", "no-filter-v" + std::to_string(vocab) + "-b" + std::to_string(rows),
+                       floor_us(0, 4.0 * rows * static_cast<double>(vocab)),
+                       [rows, vocab] { return SamplingBench(rows, settings()[0], vocab).run(); }});
+    }
+  }
+}
+
+const AddCases kAdded(add);
+
+}  // namespace
+}  // namespace isobit::bench
