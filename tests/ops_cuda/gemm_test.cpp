@@ -28,30 +28,37 @@ enum class Values {
   kAdversarial,  // zeros, subnormals, huge, infinities and NaN among them
 };
 
-std::vector<uint16_t> draw(size_t count, Values values, DType type, uint64_t seed) {
-  std::mt19937_64 rng(seed);
-  std::vector<uint16_t> v(count);
-  const auto round = type == DType::kBF16 ? numerics::f32_to_bf16 : numerics::f32_to_f16;
-  for (uint16_t& x : v) {
-    const uint64_t r = rng();
-    const float u = static_cast<float>(static_cast<int64_t>(r >> 40) - (1 << 23)) / static_cast<float>(1 << 22);
-    const int exponent = static_cast<int>(r & 0xff) % (type == DType::kBF16 ? 40 : 16);
-    switch (values) {
-      case Values::kNormal:
-        x = round(u);
-        break;
-      case Values::kSpread:
-        x = round(std::ldexp(u, exponent - (type == DType::kBF16 ? 20 : 12)));
-        break;
-      case Values::kAdversarial:
-        // any bits at all, infinities and NaN one in 4096 so that finite outputs remain
-        x = static_cast<uint16_t>(r >> 16);
-        if ((type == DType::kBF16 && (x & 0x7f80) == 0x7f80) || (type == DType::kF16 && (x & 0x7c00) == 0x7c00)) {
-          x = (r & 0xfff) == 0 ? x : static_cast<uint16_t>(x & 0x83ff);
-        }
-        break;
-    }
+// One value from 64 random bits.
+uint16_t draw_one(uint64_t r, Values values, DType type) {
+  const bool bf16 = type == DType::kBF16;
+  const auto round = bf16 ? numerics::f32_to_bf16 : numerics::f32_to_f16;
+  const float u = static_cast<float>(static_cast<int64_t>(r >> 40) - (1 << 23)) / static_cast<float>(1 << 22);
+  if (values == Values::kNormal) return round(u);
+  if (values == Values::kSpread) {
+    const int exponent = static_cast<int>(r & 0xff) % (bf16 ? 40 : 16) - (bf16 ? 20 : 12);
+    return round(u * numerics::from_bits(static_cast<uint32_t>(exponent + 127) << 23));
   }
+  // Any bits at all; infinities and NaN one in 2^17 or so, that finite outputs remain.
+  const auto x = static_cast<uint16_t>(r >> 16);
+  const uint16_t exponent_mask = bf16 ? 0x7f80 : 0x7c00;
+  if ((x & exponent_mask) != exponent_mask || (r & 0x3ff) == 0) return x;
+  return static_cast<uint16_t>(x & ~(exponent_mask & (exponent_mask >> 2)));
+}
+
+std::vector<uint16_t> draw(size_t count, Values values, DType type, uint64_t seed) {
+  std::vector<uint16_t> v(count);
+  constexpr size_t kBlock = size_t{1} << 16;
+  std::atomic<size_t> next{0};
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < std::max(1u, std::thread::hardware_concurrency()); t++) {
+    threads.emplace_back([&] {
+      for (size_t first = kBlock * next++; first < count; first = kBlock * next++) {
+        std::mt19937_64 rng(seed * 0x9e3779b97f4a7c15ULL + first);
+        for (size_t i = first; i < std::min(count, first + kBlock); i++) v[i] = draw_one(rng(), values, type);
+      }
+    });
+  }
+  for (std::thread& t : threads) t.join();
   return v;
 }
 

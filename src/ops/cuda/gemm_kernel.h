@@ -157,15 +157,16 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
   using namespace hopper;
   using namespace gemm_detail;
   extern __shared__ uint8_t shared_raw[];
-  __shared__ uint64_t full[kGemmMaxStages], empty[kGemmMaxStages];
-  constexpr int kSliceRow = 128;  // bytes of 64 elements
-  uint8_t* const x_ring =
-      reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(shared_raw) + 1023) & ~uintptr_t{1023});
-  const int x_slice = p.x_rows * kSliceRow;
-  constexpr int kWSlice = kN * kSliceRow;
-  uint8_t* const w_ring = x_ring + p.stages * kSlices * x_slice;
+  __shared__ uint64_t barriers[2 * kGemmMaxStages];
+  constexpr uint32_t kSliceRow = 128;  // bytes of 64 elements
+  constexpr uint32_t kWSlice = kN * kSliceRow;
+  const uint32_t full = kept_shared_address(barriers), empty = full + 8 * kGemmMaxStages;
+  const uint32_t x_ring = (kept_shared_address(shared_raw) + 1023) & ~1023u;
+  const uint32_t x_slice = static_cast<uint32_t>(p.x_rows) * kSliceRow;
+  const uint32_t w_ring = x_ring + static_cast<uint32_t>(p.stages) * kSlices * x_slice;
 
   const int thread = static_cast<int>(threadIdx.x);
+  const int warp = __shfl_sync(0xffffffff, thread / 32, 0);  // the compiler sees that a warp takes one branch
   const int cluster_ctas = p.cluster_m * p.cluster_n;
   const int rank = cluster_ctas > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int rank_m = rank % p.cluster_m, rank_n = rank / p.cluster_m;
@@ -176,8 +177,8 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
 
   if (thread == 0) {
     for (int s = 0; s < p.stages; s++) {
-      mbarrier_init(&full[s], 1);
-      mbarrier_init(&empty[s], static_cast<uint32_t>(4 * kWarpgroups * sharers));
+      mbarrier_init(&barriers[s], 1);
+      mbarrier_init(&barriers[kGemmMaxStages + s], static_cast<uint32_t>(4 * kWarpgroups * sharers));
     }
     mbarrier_init_fence();
   }
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
   }
   launch_dependents();
 
-  if (thread >= kWarpgroups * 128) {
+  if (warp >= kWarpgroups * 4) {
     if constexpr (kWarpgroups > 1) lower_registers<40>();
     if (thread == kWarpgroups * 128) {
       const uint64_t w_policy = p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy();
@@ -197,27 +198,29 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
       uint16_t x_mask = 0, w_mask = 0;
       for (int i = 0; i < p.cluster_n; i++) x_mask = static_cast<uint16_t>(x_mask | 1 << (rank_m + i * p.cluster_m));
       for (int i = 0; i < p.cluster_m; i++) w_mask = static_cast<uint16_t>(w_mask | 1 << (i + rank_n * p.cluster_m));
-      const uint32_t stage_bytes = static_cast<uint32_t>(kSlices * (x_slice + kWSlice));
+      const uint32_t stage_bytes = kSlices * (x_slice + kWSlice);
 
       auto load_w = [&](int slot, int stage, int n0) {
         for (int j = 0; j < kSlices; j++) {
-          uint8_t* to = w_ring + (slot * kSlices + j) * kWSlice + rank_m * w_part * kSliceRow;
+          const uint32_t to = w_ring + static_cast<uint32_t>(slot * kSlices + j) * kWSlice +
+                              static_cast<uint32_t>(rank_m * w_part) * kSliceRow;
           const int k = (stage * kSlices + j) * 64, row = n0 + rank_m * w_part;
           if (p.cluster_m == 1) {
-            tma_load_2d(to, &w_map, &full[slot], k, row, w_policy);
+            tma_load_2d(to, &w_map, full + 8 * slot, k, row, w_policy);
           } else {
-            tma_load_2d_multicast(to, &w_map, &full[slot], k, row, w_mask, w_policy);
+            tma_load_2d_multicast(to, &w_map, full + 8 * slot, k, row, w_mask, w_policy);
           }
         }
       };
       auto load_x = [&](int slot, int stage, int m0) {
         for (int j = 0; j < kSlices; j++) {
-          uint8_t* to = x_ring + (slot * kSlices + j) * x_slice + rank_n * x_part * kSliceRow;
+          const uint32_t to = x_ring + static_cast<uint32_t>(slot * kSlices + j) * x_slice +
+                              static_cast<uint32_t>(rank_n * x_part) * kSliceRow;
           const int k = (stage * kSlices + j) * 64, row = m0 + rank_n * x_part;
           if (p.cluster_n == 1) {
-            tma_load_2d(to, &x_map, &full[slot], k, row, x_policy);
+            tma_load_2d(to, &x_map, full + 8 * slot, k, row, x_policy);
           } else {
-            tma_load_2d_multicast(to, &x_map, &full[slot], k, row, x_mask, x_policy);
+            tma_load_2d_multicast(to, &x_map, full + 8 * slot, k, row, x_mask, x_policy);
           }
         }
       };
@@ -236,7 +239,7 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
           first = false;
           const int ahead = min(p.stages, p.k_stages);
           for (int i = 0; i < ahead; i++) {
-            mbarrier_arrive_expect(&full[i], stage_bytes);
+            mbarrier_arrive_expect(full + 8 * i, stage_bytes);
             load_w(i, i, n0);
           }
           wait_for_predecessors();
@@ -246,12 +249,8 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
           phase = ahead == p.stages ? 1 : 0;
         }
         for (; stage < p.k_stages; stage++) {
-          if (cluster_ctas > 1) {
-            mbarrier_wait_cluster(&empty[slot], phase ^ 1);
-          } else {
-            mbarrier_wait(&empty[slot], phase ^ 1);
-          }
-          mbarrier_arrive_expect(&full[slot], stage_bytes);
+          mbarrier_wait(empty + 8 * slot, phase ^ 1);
+          mbarrier_arrive_expect(full + 8 * slot, stage_bytes);
           load_w(slot, stage, n0);
           load_x(slot, stage, m0);
           if (++slot == p.stages) slot = 0, phase ^= 1;
@@ -261,19 +260,21 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
     __syncwarp();
   } else {
     if constexpr (kWarpgroups > 1) raise_registers<232>();
-    const int warpgroup = thread / 128, warp = thread / 32, lane = thread % 32;
+    const int warpgroup = warp / 4, lane = thread % 32;
     // A stage is free once every warp that reads it says so to every CTA that fills it.
     const int sharer = lane < p.cluster_m ? lane + rank_n * p.cluster_m : lane - p.cluster_m;
     const int sharer_rank =
         lane < p.cluster_m ? sharer : (sharer < rank_n ? sharer : sharer + 1) * p.cluster_m + rank_m;
     auto release = [&](int slot) {
       if (cluster_ctas > 1) {
-        if (lane < sharers) mbarrier_arrive_remote(&empty[slot], static_cast<uint32_t>(sharer_rank));
+        if (lane < sharers) mbarrier_arrive_remote(empty + 8 * slot, static_cast<uint32_t>(sharer_rank));
       } else if (lane == 0) {
-        mbarrier_arrive(&empty[slot]);
+        mbarrier_arrive(empty + 8 * slot);
       }
     };
 
+    const uint64_t a0 = k_major_descriptor(x_ring + static_cast<uint32_t>(warpgroup) * 64 * kSliceRow);
+    const uint64_t b0 = k_major_descriptor(w_ring);
     wait_for_predecessors();  // before the first write or residual read
     int slot = 0;
     uint32_t phase = 0;
@@ -284,17 +285,16 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
       for (int start = 0; start < p.k_stages; start += p.chunk_stages) {
         const int end = min(start + p.chunk_stages, p.k_stages);
         for (int stage = start; stage < end; stage++) {
-          mbarrier_wait(&full[slot], phase);
-          const uint64_t a = k_major_descriptor(x_ring + slot * kSlices * x_slice + warpgroup * 64 * kSliceRow);
-          const uint64_t b = k_major_descriptor(w_ring + slot * kSlices * kWSlice);
+          mbarrier_wait(full + 8 * slot, phase);
+          const uint64_t a = a0 + static_cast<uint32_t>(slot) * (kSlices * x_slice >> 4);
+          const uint64_t b = b0 + static_cast<uint32_t>(slot) * (kSlices * kWSlice >> 4);
           pin_registers(d);
           wgmma_fence();
 #pragma unroll
           for (int j = 0; j < kSlices; j++) {
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-              wgmma<kN, kKind>(d, a + static_cast<uint64_t>(j * (x_slice >> 4) + 2 * k),
-                               b + static_cast<uint64_t>(j * (kWSlice >> 4) + 2 * k), true);
+              wgmma<kN, kKind>(d, a + j * (x_slice >> 4) + 2 * k, b + j * (kWSlice >> 4) + 2 * k, true);
             }
           }
           wgmma_commit();

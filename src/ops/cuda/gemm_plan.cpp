@@ -15,7 +15,7 @@ constexpr int kWantedWeightBytes = 56 * 1024;  // in flight on an SM: about 1.3 
 // Measured on an H200, or read from its data sheet where marked.
 constexpr double kClockGhz = 1.7;
 constexpr double kDramBytesPerUs = 4.3e6;
-constexpr double kL2BytesPerUs = 6.0e6;
+constexpr double kL2BytesPerUs = 7.5e6;
 constexpr double kSmBytesPerUs = 0.1e6;        // into one SM's shared memory: 64 B a cycle (data sheet)
 constexpr double kSmDramBytesPerUs = 0.045e6;  // what one SM alone can draw from DRAM
 

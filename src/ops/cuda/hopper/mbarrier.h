@@ -8,6 +8,14 @@ namespace isobit::hopper {
 
 __device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
+// The same, kept in a register: the compiler would otherwise work the address out anew (with reads of special
+// registers) at each use in a loop. Barriers and tiles are named by such addresses in inner loops.
+__device__ inline uint32_t kept_shared_address(const void* p) {
+  uint32_t r;
+  asm volatile("mov.u32 %0, %1;" : "=r"(r) : "r"(shared_address(p)));
+  return r;
+}
+
 __device__ inline void mbarrier_init(uint64_t* bar, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals) : "memory");
 }
@@ -15,44 +23,63 @@ __device__ inline void mbarrier_init(uint64_t* bar, uint32_t arrivals) {
 // After the inits, before the barriers are used by the copy engine or other CTAs of the cluster.
 __device__ inline void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
-__device__ inline void mbarrier_arrive(uint64_t* bar) {
-  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+__device__ inline void mbarrier_arrive(uint32_t bar) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+__device__ inline void mbarrier_arrive(uint64_t* bar) { mbarrier_arrive(shared_address(bar)); }
 
-// On the barrier at the same place in CTA `rank` of the cluster.
-__device__ inline void mbarrier_arrive_remote(uint64_t* bar, uint32_t rank) {
+// On the barrier at the same place in CTA `rank` of the cluster. Relaxed: for what the tensor cores have read (their
+// wait has returned) or the copy engine will write. A release at cluster scope would cost a fence of the whole GPU.
+__device__ inline void mbarrier_arrive_remote(uint32_t bar, uint32_t rank) {
   asm volatile(
       "{ .reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote]; }" ::"r"(shared_address(bar)),
+      "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [remote]; }" ::"r"(bar),
       "r"(rank)
       : "memory");
 }
-
-__device__ inline void mbarrier_arrive_expect(uint64_t* bar, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)),
-               "r"(bytes)
-               : "memory");
+// The same after ordinary writes that the other CTA is to see.
+__device__ inline void mbarrier_arrive_remote_release(uint32_t bar, uint32_t rank) {
+  asm volatile(
+      "{ .reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote]; }" ::"r"(bar),
+      "r"(rank)
+      : "memory");
+}
+__device__ inline void mbarrier_arrive_remote(uint64_t* bar, uint32_t rank) {
+  mbarrier_arrive_remote_release(shared_address(bar), rank);
 }
 
-__device__ inline bool mbarrier_try_wait(uint64_t* bar, uint32_t parity) {
+__device__ inline void mbarrier_arrive_expect(uint32_t bar, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+__device__ inline void mbarrier_arrive_expect(uint64_t* bar, uint32_t bytes) {
+  mbarrier_arrive_expect(shared_address(bar), bytes);
+}
+
+__device__ inline bool mbarrier_try_wait(uint32_t bar, uint32_t parity) {
   uint32_t done;
   asm volatile(
       "{ .reg .pred p;\n"
       "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n"
       "selp.u32 %0, 1, 0, p; }"
       : "=r"(done)
-      : "r"(shared_address(bar)), "r"(parity)
+      : "r"(bar), "r"(parity)
       : "memory");
   return done != 0;
 }
+__device__ inline bool mbarrier_try_wait(uint64_t* bar, uint32_t parity) {
+  return mbarrier_try_wait(shared_address(bar), parity);
+}
 
-__device__ inline void mbarrier_wait(uint64_t* bar, uint32_t parity) {
+__device__ inline void mbarrier_wait(uint32_t bar, uint32_t parity) {
   while (!mbarrier_try_wait(bar, parity)) {
   }
 }
+__device__ inline void mbarrier_wait(uint64_t* bar, uint32_t parity) { mbarrier_wait(shared_address(bar), parity); }
 
-// The same where the arrivals come from other CTAs of the cluster.
+// The same where other CTAs of the cluster arrived with a release.
 __device__ inline void mbarrier_wait_cluster(uint64_t* bar, uint32_t parity) {
   uint32_t done = 0;
   while (done == 0) {

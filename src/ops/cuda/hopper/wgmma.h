@@ -30,9 +30,12 @@ __device__ inline void pin_registers(float (&d)[n]) {
 // Matrix descriptors for tiles in 128-byte swizzled rows (what a tensor map with CU_TENSOR_MAP_SWIZZLE_128B and an
 // inner box of 64 elements writes), aligned to 1024 bytes. K-major: 64 elements of K a row; 8-row groups stand
 // group_bytes apart (1024 where rows are dense). The next 16 of K are 32 bytes further: descriptor + 2.
+__device__ inline uint64_t k_major_descriptor(uint32_t tile, uint32_t group_bytes = 1024) {
+  const uint32_t low = ((tile & 0x3ffff) >> 4) | (1u << 16);
+  return static_cast<uint64_t>(low) | (static_cast<uint64_t>(group_bytes >> 4) << 32) | (uint64_t{1} << 62);
+}
 __device__ inline uint64_t k_major_descriptor(const void* tile, uint32_t group_bytes = 1024) {
-  return (static_cast<uint64_t>(shared_address(tile) & 0x3ffff) >> 4) | (uint64_t{1} << 16) |
-         (static_cast<uint64_t>(group_bytes >> 4) << 32) | (uint64_t{1} << 62);
+  return k_major_descriptor(shared_address(tile), group_bytes);
 }
 // MN-major (kTransposeB = 1): a row holds 64 elements of N for one k; rows of k follow each other every 128 bytes; the
 // next 64 of N stand n_block_bytes apart. The next 16 of K are 2048 bytes further: descriptor + 128.

@@ -1,0 +1,61 @@
+#include "ops/cuda/staging.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ops/cuda/device.h"
+
+namespace isobit::cuda {
+
+Staging::Staging(cudaStream_t stream, size_t bytes_per_half) : stream_(stream), half_bytes_(bytes_per_half) {
+  for (Half& h : halves_) {
+    void* memory = nullptr;
+    check(cudaMallocHost(&memory, half_bytes_), "allocating pinned host memory for uploads");
+    h.memory = static_cast<std::byte*>(memory);
+    check(cudaEventCreateWithFlags(&h.copied, cudaEventDisableTiming), "creating an event");
+  }
+}
+
+Staging::~Staging() {
+  for (Half& h : halves_) {
+    if (h.copied != nullptr) cudaEventDestroy(h.copied);
+    cudaFreeHost(h.memory);
+  }
+}
+
+std::byte* Staging::take(size_t bytes) {
+  if (halves_[current_].used + bytes > half_bytes_) {
+    check(cudaEventRecord(halves_[current_].copied, stream_), "upload");
+    current_ ^= 1;
+    check(cudaEventSynchronize(halves_[current_].copied), "upload");
+    halves_[current_].used = 0;
+  }
+  Half& h = halves_[current_];
+  std::byte* p = h.memory + h.used;
+  h.used += (bytes + 255) / 256 * 256;
+  return p;
+}
+
+void Staging::upload(void* to, const void* from, size_t bytes) {
+  for (size_t done = 0; done < bytes;) {
+    const size_t part = std::min(bytes - done, half_bytes_);
+    std::byte* pinned = take(part);
+    std::memcpy(pinned, static_cast<const std::byte*>(from) + done, part);
+    check(cudaMemcpyAsync(static_cast<std::byte*>(to) + done, pinned, part, cudaMemcpyHostToDevice, stream_), "upload");
+    done += part;
+  }
+}
+
+void Staging::download(void* to, const void* from, size_t bytes) {
+  for (size_t done = 0; done < bytes;) {
+    const size_t part = std::min(bytes - done, half_bytes_);
+    std::byte* pinned = take(part);
+    check(cudaMemcpyAsync(pinned, static_cast<const std::byte*>(from) + done, part, cudaMemcpyDeviceToHost, stream_),
+          "download");
+    check(cudaStreamSynchronize(stream_), "waiting for the GPU");
+    std::memcpy(static_cast<std::byte*>(to) + done, pinned, part);
+    done += part;
+  }
+}
+
+}  // namespace isobit::cuda

@@ -1,0 +1,39 @@
+#pragma once
+// Pinned host memory on the way to the device: two halves in turn, so that filling one overlaps copying the other and
+// small uploads wait for nothing.
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstddef>
+
+namespace isobit::cuda {
+
+class Staging {
+ public:
+  Staging(cudaStream_t stream, size_t bytes_per_half);
+  ~Staging();
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  // Stream-ordered; `from` may change once this returns.
+  void upload(void* to, const void* from, size_t bytes);
+  // Waits for the stream.
+  void download(void* to, const void* from, size_t bytes);
+  size_t half_bytes() const { return half_bytes_; }
+
+ private:
+  struct Half {
+    std::byte* memory = nullptr;
+    cudaEvent_t copied = nullptr;
+    size_t used = 0;
+  };
+  // `bytes` of pinned memory, at most half_bytes_, that no copy in flight uses.
+  std::byte* take(size_t bytes);
+
+  cudaStream_t stream_;
+  size_t half_bytes_;
+  std::array<Half, 2> halves_;
+  size_t current_ = 0;
+};
+
+}  // namespace isobit::cuda

@@ -1,0 +1,172 @@
+// The CUDA backend's memory, weights and graphs.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "base/error.h"
+#include "ops/cpu/reference_linear.h"
+#include "ops/cuda/cuda_backend.h"
+#include "ops/cuda/linear_cuda.h"
+#include "ops_cuda/gpu_memory.h"
+#include "weights/dequantize.h"
+
+namespace isobit {
+namespace {
+
+std::vector<std::byte> random_bytes(size_t count, uint64_t seed) {
+  std::mt19937_64 rng(seed);
+  std::vector<std::byte> v(count);
+  for (std::byte& b : v) b = static_cast<std::byte>(rng());
+  return v;
+}
+
+template <typename F>
+std::string error_of(F&& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+TEST(GpuBackend, MemoryIsZeroAndCopiesAreExact) {
+  const auto backend = make_cuda_backend({});
+  for (const size_t bytes : {size_t{1}, size_t{4096}, (size_t{40} << 20) + 13}) {  // past the staging memory's halves
+    const uint64_t seed = fresh_seed();
+    SCOPED_TRACE(fmt::format("{} bytes, seed {}", bytes, seed));
+    const Buffer a = backend->allocate(bytes, "test"), b = backend->allocate(bytes, "test");
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(a.data()) % 256, 0u);
+    std::vector<std::byte> got(bytes, std::byte{1});
+    backend->download(got.data(), a.data(), bytes);
+    EXPECT_EQ(got, std::vector<std::byte>(bytes));
+    std::vector<std::byte> source = random_bytes(bytes, seed);
+    const std::vector<std::byte> want = source;
+    backend->upload(a.data(), source.data(), bytes);
+    std::fill(source.begin(), source.end(), std::byte{0xee});  // allowed once upload has returned
+    backend->copy(b.data(), a.data(), bytes);
+    backend->download(got.data(), b.data(), bytes);
+    EXPECT_EQ(got, want);
+  }
+}
+
+TEST(GpuBackend, ErrorsNameTheLimit) {
+  EXPECT_NE(error_of([] { make_cuda_backend({.device = 99}); }).find("cuda:99"), std::string::npos);
+  const auto backend = make_cuda_backend({});
+  const std::string text = error_of([&] { backend->allocate(size_t{1} << 50, "a cache of a petabyte"); });
+  EXPECT_NE(text.find("a cache of a petabyte"), std::string::npos) << text;
+  EXPECT_NE(text.find("MB are missing"), std::string::npos) << text;
+  const BackendInfo info = backend->info();
+  EXPECT_EQ(info.name, "cuda:0");
+  EXPECT_GT(info.memory_total, info.memory_free);
+}
+
+TEST(GpuBackend, WeightsEqualTheHostsDequantisation) {
+  const auto backend = make_cuda_backend({});
+  for (const DType type : {DType::kBF16, DType::kF16}) {
+    for (const DType from : dequantizable_types()) {
+      const int64_t k = is_quantized(from) ? 768 : 771;  // plain types: K padded on the device
+      for (const LinearForm form : {LinearForm::kStacked, LinearForm::kGated}) {
+        const uint64_t seed = fresh_seed();
+        SCOPED_TRACE(fmt::format("{} to {}, form {}, seed {}", dtype_info(from).name, dtype_info(type).name,
+                                 static_cast<int>(form), seed));
+        const int64_t rows = 45;
+        const size_t row_bytes = dtype_bytes(from, static_cast<size_t>(k));
+        const auto first = random_bytes(static_cast<size_t>(rows) * row_bytes, seed);
+        const auto second = random_bytes(static_cast<size_t>(rows) * row_bytes, seed + 1);
+        const WeightPart parts[] = {{from, rows, k, first.data()}, {from, rows, k, second.data()}};
+        const auto gpu = backend->load_linear(parts, form, type);
+        const auto cpu = cpu::load_reference(parts, form, type);
+        const auto& want = dynamic_cast<const cpu::ReferenceLinear&>(*cpu);
+        const auto& linear = cuda::as_cuda(gpu.get(), "test");
+        std::vector<uint16_t> got(static_cast<size_t>(linear.stored_rows() * linear.row_elements()));
+        backend->download(got.data(), linear.data(), got.size() * 2);
+        for (int64_t r = 0; r < 2 * rows; r++) {
+          const int64_t up = r / rows, i = r % rows;
+          const int64_t at = form == LinearForm::kGated ? i / 8 * 16 + up * 8 + i % 8 : r;
+          ASSERT_EQ(std::memcmp(&got[static_cast<size_t>(at * linear.row_elements())], want.row(r),
+                                static_cast<size_t>(k) * 2),
+                    0)
+              << "row " << r;
+          for (int64_t c = k; c < linear.row_elements(); c++) {
+            ASSERT_EQ(got[static_cast<size_t>(at * linear.row_elements() + c)], 0) << "padding";
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(GpuBackend, BadWeightsAreNamed) {
+  const auto backend = make_cuda_backend({});
+  const std::vector<std::byte> data(1 << 16);
+  const WeightPart odd[] = {{DType::kQ4_0, 2, 40, data.data()}};
+  EXPECT_NE(error_of([&] { backend->load_linear(odd, LinearForm::kStacked, DType::kBF16); }).find("multiple of 32"),
+            std::string::npos);
+  const WeightPart uneven[] = {{DType::kF16, 2, 64, data.data()}, {DType::kF16, 3, 64, data.data()}};
+  EXPECT_NE(error_of([&] { backend->load_linear(uneven, LinearForm::kGated, DType::kBF16); }).find("equal rows"),
+            std::string::npos);
+  const WeightPart integers[] = {{DType::kI32, 2, 64, data.data()}};
+  EXPECT_NE(error_of([&] { backend->load_linear(integers, LinearForm::kStacked, DType::kBF16); }).find("I32"),
+            std::string::npos);
+}
+
+// A step of two GEMMs that depend on each other: eager, recorded and replayed runs write the same bytes, with inputs
+// that change between replays.
+TEST(GpuBackend, ReplayedStepsEqualEagerOnes) {
+  const auto graphs = make_cuda_backend({});
+  const auto eager = make_cuda_backend({.graphs = false});
+  const int64_t m = 5, hidden = 576, inner = 1536;
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  std::mt19937_64 rng(seed);
+  std::normal_distribution<float> normal(0.0f, 0.1f);
+  std::vector<float> up(static_cast<size_t>(2 * inner * hidden)), down(static_cast<size_t>(hidden * inner));
+  for (float& v : up) v = normal(rng);
+  for (float& v : down) v = normal(rng);
+  const auto half = reinterpret_cast<const std::byte*>(up.data() + inner * hidden);
+  const WeightPart gate_up[] = {{DType::kF32, inner, hidden, reinterpret_cast<const std::byte*>(up.data())},
+                                {DType::kF32, inner, hidden, half}};
+  const WeightPart last[] = {{DType::kF32, hidden, inner, reinterpret_cast<const std::byte*>(down.data())}};
+  struct Side {
+    Backend* backend;
+    std::unique_ptr<Linear> gate_up, down;
+    Buffer x, mid, out;
+  };
+  std::vector<Side> sides;
+  for (Backend* b : {graphs.get(), eager.get()}) {
+    sides.push_back({b, b->load_linear(gate_up, LinearForm::kGated, DType::kBF16),
+                     b->load_linear(last, LinearForm::kStacked, DType::kBF16), b->allocate(m * hidden * 2, "x"),
+                     b->allocate(m * inner * 2, "mid"), b->allocate(m * hidden * 4, "out")});
+  }
+  for (int step = 0; step < 6; step++) {
+    std::vector<uint16_t> x(static_cast<size_t>(m * hidden));
+    for (uint16_t& v : x) v = static_cast<uint16_t>(rng() & 0xbfff);  // below 2
+    std::vector<std::vector<uint32_t>> results;
+    for (Side& s : sides) {
+      s.backend->upload(s.x.data(), x.data(), x.size() * 2);
+      s.backend->run_step({.tokens = 5, .requests = 1}, [&] {
+        GemmArgs a;
+        a.x = s.x.data<uint16_t>();
+        a.m = m;
+        a.w = s.gate_up.get();
+        a.epilogue = Epilogue::kSiluMul;
+        a.out = s.mid.data();
+        s.backend->gemm(a);
+        a.x = s.mid.data<uint16_t>();
+        a.w = s.down.get();
+        a.epilogue = Epilogue::kAddResidual;
+        a.out = s.out.data();
+        s.backend->gemm(a);
+      });
+      results.emplace_back(static_cast<size_t>(m * hidden));
+      s.backend->download(results.back().data(), s.out.data(), results.back().size() * 4);
+    }
+    EXPECT_EQ(results[0], results[1]) << "step " << step;
+    EXPECT_NE(results[0], std::vector<uint32_t>(results[0].size())) << "nothing was written";
+  }
+}
+
+}  // namespace
+}  // namespace isobit
