@@ -5,12 +5,13 @@
 // tokenizers take no such input; llama.cpp and SentencePiece have rules of their own for it.
 //
 // Where HF's tokenizers and llama.cpp (0.3.36 of llama-cpp-python) differ, HF is followed:
-//  - Qwen2's pre-tokenizer normalizes to NFC (UAX #15 with Unicode 14; HF's tables are older and order 24 marks
-//  otherwise).
+//  - Qwen2's text is normalized to NFC first (UAX #15 with Unicode 14; HF's older tables order 24 marks otherwise).
 //  - A byte without a token is dropped, and its neighbours may then merge.
 //  - Special and user-defined tokens match leftmost, then longest.
 // SentencePiece-style vocabularies follow the sentencepiece library: unused pieces are taken apart again, user-defined
 // ones match in the escaped text, the space prefix is set once before a text and after each special token.
+// Not followed: unknown tokens decode to nothing (sentencepiece: " \u2047 "), and with remove_extra_whitespaces only one
+// leading space is left out in decoding.
 #include <cstdint>
 #include <memory>
 #include <optional>

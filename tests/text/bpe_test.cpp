@@ -114,7 +114,7 @@ TEST(Bpe, MillionsOfBytesWithoutASplitAreNotQuadratic) {
   EXPECT_EQ(encode(merger, alternating), std::vector<int32_t>(1'000'000, 4));
 }
 
-TEST(Bpe, ABytesWithoutATokenIsDroppedAndItsNeighboursMeet) {
+TEST(Bpe, AByteWithoutATokenIsDroppedAndItsNeighboursMeet) {
   const Vocabulary vocabulary{{"a", "b", "ab"}, {"a b"}};
   EXPECT_EQ(encode(vocabulary.merger(), "azb"), (std::vector<int32_t>{2}));
   EXPECT_EQ(encode(vocabulary.merger(), "z"), (std::vector<int32_t>{}));
