@@ -10,8 +10,8 @@
 //  - Special and user-defined tokens match leftmost, then longest.
 // SentencePiece-style vocabularies follow the sentencepiece library: unused pieces are taken apart again, user-defined
 // ones match in the escaped text, the space prefix is set once before a text and after each special token.
-// Not followed: unknown tokens decode to nothing (sentencepiece: " \u2047 "), and with remove_extra_whitespaces only one
-// leading space is left out in decoding.
+// Not followed: unknown tokens decode to nothing (sentencepiece: " \u2047 "), and with remove_extra_whitespaces only
+// one leading space is left out in decoding.
 #include <cstdint>
 #include <memory>
 #include <optional>
