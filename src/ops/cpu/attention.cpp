@@ -10,14 +10,12 @@ namespace isobit::cpu {
 namespace {
 
 // Tokens from `begin` on that can share a tile: of one request, and in a chain.
-int32_t run_length(const std::vector<AttentionQuery>& queries, int32_t begin, int32_t most) {
-  const AttentionQuery& first = queries[static_cast<size_t>(begin)];
+int32_t run_length(const std::vector<AttentionQuery>& queries, size_t begin, int32_t most) {
+  const AttentionQuery& first = queries[begin];
   if (first.path != nullptr) return 1;
   int32_t n = 1;
-  while (n < most && static_cast<size_t>(begin + n) < queries.size()) {
-    const AttentionQuery& q = queries[static_cast<size_t>(begin + n)];
-    if (q.last == 0 || q.request != first.request) break;
-    n++;
+  for (size_t i = begin + 1; n < most && i < queries.size(); i++, n++) {
+    if (queries[i].last == 0 || queries[i].request != first.request) break;
   }
   return n;
 }
@@ -32,13 +30,13 @@ std::vector<AttentionTile> cut(const AttentionArgs& a, const AttentionPlan& plan
       t++;
       continue;
     }
-    const int32_t n = run_length(queries, t, most);
+    const int32_t n = run_length(queries, static_cast<size_t>(t), most);
     for (int32_t h = 0; h < a.cache.kv_heads; h++) tiles.push_back({&q, n, h, h * group, (h + 1) * group});
     t += n;
   }
   // The last round of the threads, if it is not full, is split by heads.
   const size_t whole = tiles.size() / static_cast<size_t>(threads) * static_cast<size_t>(threads);
-  if (group == 1 || whole == tiles.size() || tiles.size() > static_cast<size_t>(8 * threads)) return tiles;
+  if (group == 1 || whole == tiles.size() || tiles.size() / 8 > static_cast<size_t>(threads)) return tiles;
   const std::vector<AttentionTile> rest(tiles.begin() + static_cast<std::ptrdiff_t>(whole), tiles.end());
   tiles.resize(whole);
   const int32_t pieces = std::min(group, threads);
