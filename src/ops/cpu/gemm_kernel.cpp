@@ -468,7 +468,7 @@ void RunChains(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, 
     const int64_t stop = std::min(k, start + chunk);
     std::fill_n(acc, values, 0.0f);
 #if HWY_TARGET != HWY_SCALAR
-    if (end - begin == 1 && !p.general && job.x.general[begin] == 0) {
+    if (job.x.below_pairs != nullptr && !p.general && job.x.general[begin] == 0) {
       RunSingle(job, p, begin, start, (stop - start + 15) / 16, acc);
     } else
 #endif
@@ -542,7 +542,7 @@ void PrepareRow(const GemmJob& job, int64_t row) {
     for (int i = 0; i < 16; i++) {
       below[k + i] = e[i] == 0 ? uint8_t{255} : static_cast<uint8_t>(kActivationExponentMax - e[i]);
     }
-    for (int i = 0; i < 16; i += 2) {
+    for (int i = 0; i < 16 && x.below_pairs != nullptr; i += 2) {
       x.below_pairs[(row * x.padded + k + i) / 2] =
           static_cast<uint32_t>(below[k + i] << 8) | static_cast<uint32_t>(below[k + i + 1]) << 24;
     }

@@ -16,7 +16,7 @@ struct PreparedRows {
   int64_t padded = 0;               // K, filled
   float* value = nullptr;           // [m][padded]
   uint8_t* below = nullptr;         // [m][padded]: exponent under kActivationExponentMax; 255 for a zero
-  uint32_t* below_pairs = nullptr;  // [m][padded / 2]: the same in the high bytes of 16-bit words
+  uint32_t* below_pairs = nullptr;  // a single row's, [padded / 2]: the same in the high bytes of 16-bit words
   uint8_t* general = nullptr;       // [m]: 1: this row needs the general step
 };
 
