@@ -258,15 +258,21 @@ std::vector<uint16_t> AttentionCase::expected(int token, int head) const {
 }
 
 cuda::KernelContext test_context() {
+  static DeviceBytes counters = [] {
+    DeviceBytes c(cuda::kCounters * sizeof(uint32_t));
+    cuda_ok(cudaMemset(c.as<void>(), 0, c.bytes()), "counters");
+    return c;
+  }();
   static DeviceBytes workspace = [] {
     DeviceBytes w(size_t{64} << 20);
-    cuda_ok(cudaMemset(w.as<void>(), 0, w.bytes()), "workspace");
+    cuda_ok(cudaMemset(w.as<void>(), 0xff, w.bytes()), "workspace");
     return w;
   }();
   cuda::KernelContext c;
   cuda_ok(cudaDeviceGetAttribute(&c.sm_count, cudaDevAttrMultiProcessorCount, 0), "SM count");
   c.workspace = workspace.as<void>();
   c.workspace_bytes = workspace.bytes();
+  c.counters = counters.as<uint32_t>();
   return c;
 }
 

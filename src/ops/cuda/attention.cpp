@@ -16,7 +16,12 @@ void launch_attention(const AttentionArgs& args, const KernelContext& context) {
   if (args.cache.type != args.type && args.cache.type != DType::kF8E4M3) {
     throw_invalid("attention: the cache is of another type than the queries; they must agree, or the cache be F8_E4M3");
   }
-  launch_attention_generic(args, context);
+  const AttentionResources resources{context.sm_count, static_cast<int64_t>(context.workspace_bytes),
+                                     context.counters != nullptr ? kCounters : 0};
+  const AttentionPlan plan = plan_attention(args, resources);
+  if (!plan.decode && !plan.prefill) return launch_attention_generic(args, context);
+  if (plan.prefill) launch_attention_prefill(args, plan, context);
+  if (plan.decode) launch_attention_decode(args, plan, context);
 }
 
 }  // namespace isobit::cuda

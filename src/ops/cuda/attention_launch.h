@@ -1,5 +1,6 @@
 #pragma once
 // The attention kernels, each for its part of the shapes; attention.cpp chooses (attention_plan.h).
+#include "ops/cuda/attention_plan.h"
 #include "ops/cuda/kernels.h"
 
 namespace isobit::cuda {
@@ -15,5 +16,9 @@ ScoreScale score_scale(const AttentionArgs& args);
 
 // Takes everything.
 void launch_attention_generic(const AttentionArgs& args, const KernelContext& context);
+// The requests of up to kAttentionDecodeRows rows.
+void launch_attention_decode(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context);
+// The others; all, where the plan has no decode part.
+void launch_attention_prefill(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context);
 
 }  // namespace isobit::cuda

@@ -3,6 +3,7 @@
 // pointers are device pointers. A launch neither allocates nor synchronises, so that it can be captured in a graph.
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <memory>
 
 #include "ops/attention.h"
@@ -21,7 +22,10 @@ struct KernelContext {
   int sm_count = 0;
   void* workspace = nullptr;
   size_t workspace_bytes = 0;
+  // kCounters counters that are zero between operators: zero-filled when allocated, and whoever counts sets them back.
+  uint32_t* counters = nullptr;
 };
+constexpr int kCounters = 1 << 16;
 
 void launch_gemm(const GemmArgs& args, const KernelContext& context);                           // gemm.cpp
 void launch_embed(const EmbedArgs& args, const KernelContext& context);                         // embed.cu

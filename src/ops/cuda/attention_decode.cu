@@ -1,0 +1,43 @@
+#include "ops/cuda/attention_decode.cuh"
+#include "ops/cuda/attention_plan.h"
+
+namespace isobit::cuda {
+namespace decode {
+
+// Instantiated in attention_decode_<head_dim>_bf16.cu, so that they compile side by side.
+extern template void launch_config<Config<64, 1, 1, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<64, 1, 4, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<64, 2, 1, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<64, 2, 4, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<128, 1, 1, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<128, 1, 4, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<128, 2, 1, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<128, 2, 4, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<256, 1, 1, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<256, 1, 4, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<256, 2, 1, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<256, 2, 4, false>>(const AttentionArgs&, int, const KernelContext&);
+
+namespace {
+
+template <int kDim>
+void launch_dim(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context) {
+  const int units = static_cast<int>(plan.units);
+  if (plan.cluster == 4) {
+    if (plan.query_tiles == 1) return launch_config<Config<kDim, 1, 4, false>>(args, units, context);
+    return launch_config<Config<kDim, 2, 4, false>>(args, units, context);
+  }
+  if (plan.query_tiles == 1) return launch_config<Config<kDim, 1, 1, false>>(args, units, context);
+  launch_config<Config<kDim, 2, 1, false>>(args, units, context);
+}
+
+}  // namespace
+}  // namespace decode
+
+void launch_attention_decode(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context) {
+  if (args.cache.head_dim == 64) return decode::launch_dim<64>(args, plan, context);
+  if (args.cache.head_dim == 128) return decode::launch_dim<128>(args, plan, context);
+  decode::launch_dim<256>(args, plan, context);
+}
+
+}  // namespace isobit::cuda

@@ -1,0 +1,89 @@
+#include "ops/cuda/attention_plan.h"
+
+#include <algorithm>
+
+#include "numerics/contract.h"
+
+namespace isobit::cuda {
+namespace {
+
+constexpr int kSuper = numerics::kAttentionSuperBlock;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Super-blocks that a request of up to `added` new tokens may see.
+int64_t most_supers(const AttentionArgs& a, int64_t added) {
+  const int64_t all = ceil_div(std::max(a.max_kv, 1), kSuper);
+  return a.window > 0 ? std::min(all, ceil_div(a.window + added, kSuper) + 1) : all;
+}
+
+// Every request has as many new tokens as the longest.
+bool alike(const AttentionArgs& a) { return a.tokens == static_cast<int64_t>(a.requests) * a.max_query; }
+
+// What the copy engine and the tile shapes of both kernels ask.
+bool fast_kernels_take(const AttentionArgs& a) {
+  const int d = a.cache.head_dim;
+  return (d == 64 || d == 128 || d == 256) && a.type == DType::kBF16 && a.cache.type == a.type &&
+         a.cache.page_size % 16 == 0 && a.tree_parent == nullptr && a.requests <= 512;
+}
+
+// False where the workspace is too small.
+bool plan_decode(const AttentionArgs& a, const AttentionResources& resources, AttentionPlan& plan) {
+  const int d = a.cache.head_dim;
+  const int64_t group = a.q_heads / a.cache.kv_heads,
+                rows = std::min<int64_t>(a.max_query * group, kAttentionDecodeRows);
+  plan.query_tiles = rows <= 8 ? 1 : 2;
+  const int64_t tile_rows = 8 * plan.query_tiles;
+  const int64_t supers = most_supers(a, std::min(a.max_query, kAttentionDecodeRows));
+  const int64_t tokens = std::min<int64_t>(a.tokens, static_cast<int64_t>(a.requests) * kAttentionDecodeRows);
+  int64_t tiles = (tokens * group + (tile_rows - 1) * a.requests) / tile_rows;
+  if (alike(a)) tiles = std::min(tiles, a.requests * ceil_div(rows, tile_rows));
+  plan.units = tiles * a.cache.kv_heads * supers;
+  // Too few units to fill the GPU: four CTAs share one.
+  if (plan.units * 2 <= resources.sm_count) plan.cluster = 4;
+  const int64_t bytes = plan.units * tile_rows * (d + 2) * 4;
+  if (supers > 1 && (bytes > resources.workspace_bytes || plan.units * plan.cluster > resources.counters)) return false;
+  plan.decode = true;
+  return true;
+}
+
+bool plan_prefill(const AttentionArgs& a, const AttentionResources& resources, AttentionPlan& plan) {
+  const int d = a.cache.head_dim;
+  const int64_t group = a.q_heads / a.cache.kv_heads;
+  if (group > 64) return false;
+  const auto tiles = [&](int warpgroups) {
+    const int64_t tokens = 64 * warpgroups / group;
+    return alike(a) ? a.requests * ceil_div(a.max_query, tokens) : a.tokens / tokens + a.requests;
+  };
+  plan.warpgroups = d == 64 ? 3 : 2;
+  plan.tiles = tiles(plan.warpgroups);
+  const int64_t ctas = plan.tiles * a.cache.kv_heads, supers = most_supers(a, a.max_query);
+  const int64_t tile_bytes = plan.warpgroups * 64 * (static_cast<int64_t>(d) + 2) * 4;
+  if (supers > 1 && ctas * 2 <= resources.sm_count && ctas * supers * tile_bytes <= resources.workspace_bytes) {
+    plan.split = true;
+    plan.tiles *= supers;
+  } else if (d == 256 && ctas <= resources.sm_count) {
+    plan.warpgroups = 1;
+    plan.tiles = tiles(1);
+  }
+  if (d > 128 && supers > 1 && resources.sm_count * tile_bytes > resources.workspace_bytes) return false;
+  plan.prefill = true;
+  return true;
+}
+
+}  // namespace
+
+AttentionPlan plan_attention(const AttentionArgs& a, const AttentionResources& resources) {
+  AttentionPlan plan;
+  if (!fast_kernels_take(a)) return plan;
+  const int64_t group = a.q_heads / a.cache.kv_heads, rows = a.max_query * group;
+  if (rows <= kAttentionDecodeRows) {
+    if (!plan_decode(a, resources, plan)) plan_prefill(a, resources, plan);  // which folds within a CTA
+    return plan;
+  }
+  // Requests of few rows among the long ones.
+  if (plan_prefill(a, resources, plan) && !alike(a)) plan_decode(a, resources, plan);
+  return plan;
+}
+
+}  // namespace isobit::cuda

@@ -1,0 +1,726 @@
+#pragma once
+// Prefill and chunks: many queries a request, so the time is that of the tensor cores. docs/operators.md has the
+// arithmetic of the design.
+//
+// A tile is 64 rows a consumer warpgroup; a row is one query of one head, the heads of a KV head side by side. CTAs are
+// persistent and take tiles from the longest to the shortest, to and fro. A producer warp copies Q, K and V (pages) in;
+// a consumer keeps S, P and O in registers: S of the next block is computed while the tensor cores work at P·V of this
+// one, and the warpgroups take turns, one at the matrix products while another is at its exponentials.
+#include "ops/cuda/attention_device.cuh"
+#include "ops/cuda/hopper/pdl.h"
+#include "ops/cuda/hopper/registers.h"
+#include "ops/cuda/hopper/tma.h"
+#include "ops/cuda/hopper/wgmma.h"
+#include "ops/cuda/launch.h"
+
+namespace isobit::cuda {
+
+struct PrefillParams {
+  CUtensorMap q, k, v;
+  AttentionArgs args;
+  ScoreScale score;
+  int box_rows;
+  int tile_tokens;  // tokens of a tile: its rows / heads of a KV head
+  int min_rows;     // requests with fewer rows are another kernel's
+  float* folded;    // [CTAs, rows, head_dim], where shared memory has no room for it
+  // Split: a tile's super-blocks are units of their own, and attention_fold puts them together.
+  bool split;
+  float* partial_o;   // [units, rows, head_dim]
+  float* partial_rl;  // [units, rows, 2]
+};
+
+namespace prefill {
+
+constexpr int kSuper = numerics::kAttentionSuperBlock;
+
+template <int kHeadDim, int kWarpgroups, bool kHalf>
+struct Config {
+  static constexpr int kDim = kHeadDim, kWgs = kWarpgroups, kRows = 64 * kWgs;
+  static constexpr bool kF16 = kHalf;
+  static constexpr numerics::Operand kKind = kHalf ? numerics::Operand::kF16 : numerics::Operand::kBF16;
+  static constexpr int kBlock = numerics::attention_block(kDim), kChunks = kDim / 64;
+  static constexpr int kBlockBytes = kBlock * kDim * 2, kQBytes = kRows * kDim * 2;
+  static constexpr int kThreads = 128 * (kWgs + 1), kConsumers = 128 * kWgs;
+  static constexpr bool kFoldShared = kDim <= 128;
+  static constexpr int kFoldBytes = kFoldShared ? kRows * kDim * 4 : 0;
+  static constexpr int kStages = (225 * 1024 - kQBytes - kFoldBytes) / (2 * kBlockBytes) > 4
+                                     ? 4
+                                     : (225 * 1024 - kQBytes - kFoldBytes) / (2 * kBlockBytes);
+  static constexpr int kConsumerRegisters = kWgs == 3 ? 160 : kWgs == 2 ? 240 : 256;
+  static_assert(kStages >= 2);
+};
+
+template <typename C>
+struct Shared {
+  uint8_t q[C::kQBytes];
+  uint8_t k[C::kStages][C::kBlockBytes];
+  uint8_t v[C::kStages][C::kBlockBytes];
+  uint8_t folded[C::kFoldBytes > 0 ? C::kFoldBytes : 16];
+  uint64_t q_full, q_empty, k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
+  int32_t tile_start[1];  // [requests + 1]
+};
+
+struct Tile {
+  int request, head, index;        // index: which tile_tokens tokens of the request
+  int query_start, added, kv_len;  // of the request
+  int begin, end;                  // keys that some row may see; begin a multiple of 16
+  int seen_by_all_begin, seen_by_all_end;
+  int rows;
+  int unit, first_unit, supers;  // supers: units of this tile; 1 unless split
+};
+
+__device__ inline int first_key(const AttentionArgs& a, int position) {
+  return a.window > 0 ? max(0, position - a.window + 1) : 0;
+}
+
+// Units of a tile of this request.
+__device__ inline int supers_of(const PrefillParams& params, int kv_len, int added) {
+  if (!params.split || kv_len <= 0) return 1;
+  return (kv_len - 1) / kSuper - first_key(params.args, kv_len - added) / kSuper + 1;
+}
+
+// tile_start[b]: tiles (units, when split) of one KV head of the requests before b. By one warp.
+__device__ inline void count_tiles(const PrefillParams& params, int group, int32_t* tile_start) {
+  const AttentionArgs& a = params.args;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int before = 0;
+  if (lane == 0) tile_start[0] = 0;
+  for (int first = 0; first < a.requests; first += 32) {
+    const int b = first + lane;
+    int sum = 0;
+    if (b < a.requests) {
+      const int added = a.query_start[b + 1] - a.query_start[b];
+      if (added * group >= params.min_rows) {
+        sum = (added + params.tile_tokens - 1) / params.tile_tokens * supers_of(params, a.kv_len[b], added);
+      }
+    }
+    for (int d = 1; d < 32; d *= 2) {
+      const int other = __shfl_up_sync(~0u, sum, d);
+      if (lane >= d) sum += other;
+    }
+    if (b < a.requests) tile_start[b + 1] = before + sum;
+    before += __shfl_sync(~0u, sum, 31);
+  }
+}
+
+// The order of work: a CTA's turn `round` of `ctas` CTAs.
+__device__ inline int tile_of_turn(int round, int cta, int ctas) {
+  return round * ctas + ((round & 1) != 0 ? ctas - 1 - cta : cta);
+}
+
+__device__ inline Tile find_tile(const PrefillParams& params, int group, const int32_t* tile_start, int turn) {
+  const AttentionArgs& a = params.args;
+  const int index = tile_start[a.requests] - 1 - turn / a.cache.kv_heads;  // last tiles have the most keys
+  int low = 0, high = a.requests;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (tile_start[middle] <= index ? low : high) = middle;
+  }
+  Tile t;
+  t.request = low;
+  t.head = turn % a.cache.kv_heads;
+  t.query_start = a.query_start[low];
+  t.added = a.query_start[low + 1] - t.query_start;
+  t.kv_len = a.kv_len[low];
+  t.supers = supers_of(params, t.kv_len, t.added);
+  t.index = (index - tile_start[low]) / t.supers;
+  t.unit = index * a.cache.kv_heads + t.head;
+  t.first_unit = (tile_start[low] + t.index * t.supers) * a.cache.kv_heads + t.head;
+  const int prefix = t.kv_len - t.added;
+  const int first = t.index * params.tile_tokens, last = min(first + params.tile_tokens, t.added) - 1;
+  t.rows = (last - first + 1) * group;
+  t.begin = first_key(a, prefix + first) / 16 * 16;
+  t.end = a.causal ? prefix + last + 1 : t.kv_len;
+  t.seen_by_all_begin = first_key(a, prefix + last);
+  t.seen_by_all_end = a.causal ? prefix + first + 1 : t.kv_len;
+  if (t.kv_len <= 0) t.begin = t.end = 0;
+  if (t.supers > 1) {
+    const int super = first_key(a, prefix) / kSuper + (index - tile_start[low]) % t.supers;
+    t.begin = max(t.begin, super * kSuper);
+    t.end = min(t.end, (super + 1) * kSuper);
+  }
+  return t;
+}
+
+struct Slot {
+  int stage = 0;
+  uint32_t phase = 0;
+  template <int kStages>
+  __device__ void advance() {
+    if (++stage == kStages) stage = 0, phase ^= 1;
+  }
+};
+
+template <typename C>
+__device__ inline void produce(Shared<C>& s, const PrefillParams& params, int group, int total) {
+  const AttentionArgs& a = params.args;
+  const int lane = static_cast<int>(threadIdx.x) % 32, page_size = a.cache.page_size;
+  const int boxes = C::kBlock / params.box_rows;  // of a block; lane = box % boxes, chunks beyond
+  const uint64_t keep = hopper::evict_last_policy(), once = hopper::evict_first_policy();
+  Slot k_slot, v_slot;
+  uint32_t q_phase = 0;
+  const int ctas = static_cast<int>(gridDim.x), cta = static_cast<int>(blockIdx.x);
+  for (int round = 0;; round++) {
+    const int turn = tile_of_turn(round, cta, ctas);
+    if (round * ctas >= total) break;
+    if (turn >= total) continue;
+    const Tile t = find_tile(params, group, s.tile_start, turn);
+    if (t.begin >= t.end) continue;
+    hopper::mbarrier_wait(&s.q_empty, q_phase ^ 1);
+    q_phase ^= 1;
+    if (lane == 0) {
+      hopper::mbarrier_arrive_expect(&s.q_full, static_cast<uint32_t>(params.tile_tokens * group * C::kDim * 2));
+      for (int c = 0; c < C::kChunks; c++) {
+        hopper::tma_load_3d(s.q + c * C::kRows * 128, &params.q, &s.q_full, c * 64, t.head * group,
+                            t.query_start + t.index * params.tile_tokens, once);
+      }
+    }
+    const int32_t* table = a.page_table + static_cast<int64_t>(t.request) * a.table_stride;
+    const int first_block = t.begin / C::kBlock, past_block = (t.end + C::kBlock - 1) / C::kBlock;
+    // This lane's box of a block: its row in the cache, or -1.
+    const auto row_of = [&](int block) {
+      const int position = block * C::kBlock + lane % boxes * params.box_rows;
+      if (position + params.box_rows <= t.begin || position >= t.end) return -1;
+      return (table[position / page_size] * a.cache.kv_heads + t.head) * page_size + position % page_size;
+    };
+    const auto load = [&](uint8_t* to, const CUtensorMap* map, uint64_t* full, int row, int block) {
+      const int low = max(t.begin - block * C::kBlock, 0) / params.box_rows;
+      const int high = (min(t.end - block * C::kBlock, C::kBlock) + params.box_rows - 1) / params.box_rows;
+      if (lane == 0) {
+        hopper::mbarrier_arrive_expect(full, static_cast<uint32_t>((high - low) * params.box_rows * C::kDim * 2));
+      }
+      __syncwarp();
+      if (row < 0) return;
+      // Lanes beyond the boxes take the further chunks.
+      for (int c = lane / boxes; c < C::kChunks; c += max(1, 32 / boxes)) {
+        hopper::tma_load_2d(to + c * C::kBlock * 128 + lane % boxes * params.box_rows * 128, map, full, c * 64, row,
+                            keep);
+      }
+    };
+    int row = row_of(first_block), v_row = -1;
+    for (int block = first_block; block <= past_block; block++) {
+      if (block < past_block) {
+        const int next = block + 1 < past_block ? row_of(block + 1) : -1;
+        hopper::mbarrier_wait(&s.k_empty[k_slot.stage], k_slot.phase ^ 1);
+        load(s.k[k_slot.stage], &params.k, &s.k_full[k_slot.stage], row, block);
+        k_slot.advance<C::kStages>();
+        if (block > first_block) {
+          hopper::mbarrier_wait(&s.v_empty[v_slot.stage], v_slot.phase ^ 1);
+          load(s.v[v_slot.stage], &params.v, &s.v_full[v_slot.stage], v_row, block - 1);
+          v_slot.advance<C::kStages>();
+        }
+        v_row = row;
+        row = next;
+      } else {
+        hopper::mbarrier_wait(&s.v_empty[v_slot.stage], v_slot.phase ^ 1);
+        load(s.v[v_slot.stage], &params.v, &s.v_full[v_slot.stage], v_row, block - 1);
+        v_slot.advance<C::kStages>();
+      }
+    }
+  }
+}
+
+struct RowRange {
+  int lo, hi;  // keys lo..hi; an absent row has hi = -1
+  const uint64_t* mask;
+};
+
+// d[i] *= i / 2 even ? a0 : a1, for 16 registers, if `any`. The branch is hidden from the compiler: where it sees one
+// it copies accumulators, and then it lets no two wgmma run side by side.
+__device__ inline void multiply_if(bool any, float* d, float a0, float a1) {
+  asm volatile(
+      "{ .reg .pred p;\n"
+      "setp.eq.u32 p, %18, 0;\n"
+      "@p bra SKIP;\n"
+      "mul.rn.f32 %0, %0, %16;\nmul.rn.f32 %1, %1, %16;\nmul.rn.f32 %2, %2, %17;\nmul.rn.f32 %3, %3, %17;\n"
+      "mul.rn.f32 %4, %4, %16;\nmul.rn.f32 %5, %5, %16;\nmul.rn.f32 %6, %6, %17;\nmul.rn.f32 %7, %7, %17;\n"
+      "mul.rn.f32 %8, %8, %16;\nmul.rn.f32 %9, %9, %16;\nmul.rn.f32 %10, %10, %17;\nmul.rn.f32 %11, %11, %17;\n"
+      "mul.rn.f32 %12, %12, %16;\nmul.rn.f32 %13, %13, %16;\nmul.rn.f32 %14, %14, %17;\nmul.rn.f32 %15, %15, %17;\n"
+      "SKIP: }"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+      : "f"(a0), "f"(a1), "r"(static_cast<uint32_t>(any)));
+}
+
+template <typename C>
+class Consumer {
+ public:
+  __device__ Consumer(Shared<C>& shared, const PrefillParams& params, int group)
+      : s_(shared), params_(params), a_(params.args), group_(group) {
+    float* base = nullptr;
+    if constexpr (C::kFoldShared) {
+      base = reinterpret_cast<float*>(s_.folded);
+    } else {
+      base = params.folded + static_cast<int64_t>(blockIdx.x) * C::kRows * C::kDim;
+    }
+    folded_ = reinterpret_cast<float4*>(base) + wg_ * (C::kDim / 8) * 128 + tid_;
+  }
+
+  __device__ void run(int total) {
+    const int ctas = static_cast<int>(gridDim.x), cta = static_cast<int>(blockIdx.x);
+    if (C::kWgs > 1 && wg_ == C::kWgs - 1) hopper::named_barrier_arrive(kTurnBarrier, 256);
+    for (int round = 0; round * ctas < total; round++) {
+      const int turn = tile_of_turn(round, cta, ctas);
+      if (turn >= total) continue;
+      const Tile t = find_tile(params_, group_, s_.tile_start, turn);
+      for (int h = 0; h < 2; h++) range_[h] = range_of(t, h);
+      if (t.begin < t.end) {
+        attend(t);
+        finish(t);
+      } else {
+        for (int i = 0; i < 2; i++) folded_r_[i] = minus_inf(), inv_[i] = 0.0f;
+        for (int i = 0; i < C::kDim / 2; i++) o_[i] = 0.0f;
+      }
+      if (t.supers > 1) {
+        write_partial(t);
+      } else {
+        write(t);
+      }
+    }
+  }
+
+ private:
+  static constexpr uint32_t kTurnBarrier = 2, kZeroBarrier = 1;  // turns: kTurnBarrier + warpgroup
+
+  __device__ int row_of(int h) const { return wg_ * 64 + warp_ * 16 + g_ + 8 * h; }
+  __device__ int token_of(const Tile& t, int h) const { return t.index * params_.tile_tokens + row_of(h) / group_; }
+
+  __device__ RowRange range_of(const Tile& t, int h) const {
+    if (row_of(h) >= t.rows) return {0, -1, nullptr};
+    const int token = token_of(t, h), position = t.kv_len - t.added + token;
+    return {first_key(a_, position), a_.causal ? position : t.kv_len - 1,
+            a_.mask == nullptr ? nullptr : a_.mask + static_cast<int64_t>(t.query_start + token) * a_.mask_stride};
+  }
+
+  // Waits for this warpgroup's turn at the tensor cores, and passes it on.
+  __device__ void take_turn() const {
+    if constexpr (C::kWgs > 1) hopper::named_barrier_sync(kTurnBarrier + wg_, 256);
+  }
+  __device__ void pass_turn() const {
+    if constexpr (C::kWgs > 1) hopper::named_barrier_arrive(kTurnBarrier + (wg_ + 1) % C::kWgs, 256);
+  }
+
+  __device__ void issue_scores() {
+    const uint64_t q = hopper::k_major_descriptor(s_.q + wg_ * 64 * 128);
+    const uint64_t k = hopper::k_major_descriptor(s_.k[k_slot_.stage]);
+    hopper::pin_registers(scores_);
+    hopper::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::kDim / 16; i++) {
+      hopper::wgmma<C::kBlock, C::kKind>(scores_, q + static_cast<uint64_t>(i / 4 * (C::kRows * 8) + i % 4 * 2),
+                                         k + static_cast<uint64_t>(i / 4 * (C::kBlock * 8) + i % 4 * 2), i != 0);
+    }
+    hopper::wgmma_commit();
+  }
+
+  // O (+)= P·V of the block in the slot. `fresh`: O is taken as zero.
+  __device__ void issue_values(bool fresh) {
+    const uint64_t v = hopper::mn_major_descriptor(s_.v[v_slot_.stage], C::kBlock * 128);
+    hopper::pin_registers(o_);
+    hopper::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::kBlock / 16; i++) {
+      hopper::wgmma<C::kDim, C::kKind, 1>(o_, p_[i], v + static_cast<uint64_t>(128 * i), i != 0 || !fresh);
+    }
+    hopper::wgmma_commit();
+  }
+
+  // A block's rows that were not copied hold what an earlier block or the kernel's start left: finite, so that a zero
+  // probability makes nothing of it. Rows from kv_len on were never written and may hold NaN: they are cleared, as far
+  // as the last box brought them in.
+  __device__ void clear_unwritten(const Tile& t, int start) {
+    const int first = t.kv_len - start,
+              past = (t.end - start + params_.box_rows - 1) / params_.box_rows * params_.box_rows;
+    if (first >= past) return;
+    for (int i = tid_ + wg_ * 128; i < (past - first) * (C::kDim / 8); i += C::kConsumers) {
+      const int row = first + i / (C::kDim / 8), piece = i % (C::kDim / 8);
+      // Whole 16-byte pieces: the swizzle moves them within their row.
+      *reinterpret_cast<uint4*>(s_.v[v_slot_.stage] + piece / 8 * C::kBlock * 128 + row * 128 + piece % 8 * 16) =
+          make_uint4(0, 0, 0, 0);
+    }
+    hopper::fence_async_proxy();
+    hopper::named_barrier_sync(kZeroBarrier, C::kConsumers);
+  }
+
+  // Scores to probabilities, in place; updates R and l. Returns α of the thread's two rows.
+  __device__ void softmax(const Tile& t, int start, float (&alpha)[2]) {
+    if (params_.score.inner > 0.0f) {
+#pragma unroll
+      for (int i = 0; i < C::kBlock / 2; i++) scores_[i] = capped_score(params_.score, scores_[i]);
+    }
+    if (start < t.seen_by_all_begin || start + C::kBlock > t.seen_by_all_end || a_.mask != nullptr) mask(start);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float m = minus_inf();
+#pragma unroll
+      for (int j = 0; j < C::kBlock / 8; j++) m = fmaxf(m, fmaxf(scores_[4 * j + 2 * h], scores_[4 * j + 2 * h + 1]));
+      m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
+      m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
+      alpha[h] = attention_grow(r_[h], m, params_.score.factor);
+      const float r = r_[h] == minus_inf() ? 0.0f : -r_[h];
+#pragma unroll
+      for (int j = 0; j < C::kBlock / 16; j++) {
+        float v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          float& p = scores_[8 * j + i / 2 * 4 + 2 * h + i % 2];
+          p = ex2(__fmaf_rn(p, params_.score.factor, r));
+          v[i] = p;
+        }
+        const float u = __fadd_rn(__fadd_rn(v[0], v[2]), __fadd_rn(v[1], v[3]));
+        l_[h] = j == 0 ? __fmaf_rn(l_[h], alpha[h], u) : __fadd_rn(l_[h], u);
+      }
+    }
+  }
+
+  __device__ void mask(int start) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int lo = range_[h].lo - start - 2 * x_, hi = range_[h].hi - start - 2 * x_;
+#pragma unroll
+      for (int j = 0; j < C::kBlock / 8; j++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          const int key = 8 * j + i;
+          if (key < lo || key > hi) scores_[4 * j + 2 * h + i] = minus_inf();
+        }
+      }
+      if (range_[h].mask == nullptr) continue;
+#pragma unroll
+      for (int w = 0; w < C::kBlock / 64; w++) {
+        if (start + 64 * w > range_[h].hi) continue;
+        const uint64_t word = range_[h].mask[start / 64 + w] >> (2 * x_);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+#pragma unroll
+          for (int i = 0; i < 2; i++) {
+            if (((word >> (8 * j + i)) & 1) == 0) scores_[4 * (8 * w + j) + 2 * h + i] = minus_inf();
+          }
+        }
+      }
+    }
+  }
+
+  __device__ void round_probabilities() {
+#pragma unroll
+    for (int j = 0; j < C::kBlock / 16; j++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) p_[j][i] = round16x2<C::kF16>(scores_[8 * j + 2 * i], scores_[8 * j + 2 * i + 1]);
+    }
+  }
+
+  __device__ void rescale(const float (&alpha)[2]) {
+    const bool any = __any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f);  // a product with 1 changes nothing
+#pragma unroll
+    for (int i = 0; i < C::kDim / 32; i++) multiply_if(any, o_ + 16 * i, alpha[0], alpha[1]);
+  }
+
+  __device__ float total_l(float l) const {
+    const float pair = __fadd_rn(l, __shfl_xor_sync(~0u, l, 1));
+    return __fadd_rn(pair, __shfl_xor_sync(~0u, pair, 2));
+  }
+
+  // Takes a finished super-block (its r, l and o_) into the folded result; the last one leaves it in o_.
+  template <bool kLast>
+  __device__ void fold(const float (&r)[2], const float (&l)[2]) {
+    FoldFactors f[2];
+    bool skip[2], copy[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      skip[h] = r[h] == minus_inf();
+      copy[h] = folded_r_[h] == minus_inf();
+      f[h] = attention_fold(folded_r_[h], r[h]);
+      const float total = total_l(l[h]);
+      if (skip[h]) continue;
+      folded_l_[h] = copy[h] ? total : attention_fold_value(folded_l_[h], total, f[h]);
+      folded_r_[h] = f[h].r;
+    }
+#pragma unroll
+    for (int i = 0; i < C::kDim / 8; i++) {
+      float o[4] = {o_[4 * i], o_[4 * i + 1], o_[4 * i + 2], o_[4 * i + 3]};
+      if (have_folded_) {
+        const float4 old = folded_[i * 128];
+        const float before[4] = {old.x, old.y, old.z, old.w};
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int h = e / 2;
+          o[e] = skip[h] ? before[e] : copy[h] ? o[e] : attention_fold_value(before[e], o[e], f[h]);
+        }
+      }
+      if constexpr (kLast) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) o_[4 * i + e] = o[e];
+      } else {
+        folded_[i * 128] = make_float4(o[0], o[1], o[2], o[3]);
+      }
+    }
+    have_folded_ = true;
+  }
+
+  __device__ void attend(const Tile& t) {
+    const int first = t.begin / C::kBlock * C::kBlock;
+    have_folded_ = false;
+#pragma unroll
+    for (int h = 0; h < 2; h++) folded_r_[h] = r_[h] = minus_inf(), folded_l_[h] = l_[h] = 0.0f;
+    hopper::mbarrier_wait(&s_.q_full, q_phase_);
+    q_phase_ ^= 1;
+    hopper::mbarrier_wait(&s_.k_full[k_slot_.stage], k_slot_.phase);
+    take_turn();
+    issue_scores();
+    pass_turn();
+    hopper::wgmma_wait<0>();
+    hopper::pin_registers(scores_);
+    release_k();
+    float alpha[2];
+    softmax(t, first, alpha);
+    round_probabilities();
+    bool fresh = true;
+    int start = first + C::kBlock;
+#pragma unroll 1
+    for (; start < t.end; start += C::kBlock) {
+      hopper::mbarrier_wait(&s_.k_full[k_slot_.stage], k_slot_.phase);
+      take_turn();
+      issue_scores();
+      hopper::mbarrier_wait(&s_.v_full[v_slot_.stage], v_slot_.phase);
+      issue_values(fresh);
+      pass_turn();
+      fresh = false;
+      hopper::wgmma_wait<1>();
+      hopper::pin_registers(scores_);
+      release_k();
+      const bool boundary = start % kSuper == 0;
+      float old_r[2] = {r_[0], r_[1]}, old_l[2] = {l_[0], l_[1]};
+      if (boundary) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) r_[h] = minus_inf(), l_[h] = 0.0f;
+      }
+      softmax(t, start, alpha);
+      hopper::wgmma_wait<0>();
+      hopper::pin_registers(o_);
+      release_v();
+      if (boundary) {
+        fold<false>(old_r, old_l);
+        fresh = true;
+      } else {
+        rescale(alpha);
+      }
+      round_probabilities();
+    }
+    release_q();
+    hopper::mbarrier_wait(&s_.v_full[v_slot_.stage], v_slot_.phase);
+    clear_unwritten(t, start - C::kBlock);
+    issue_values(fresh);
+    hopper::wgmma_wait<0>();
+    hopper::pin_registers(o_);
+    release_v();
+  }
+
+  __device__ void finish(const Tile& t) {
+    fold<true>(r_, l_);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      inv_[h] = 0.0f;
+      if (folded_r_[h] == minus_inf() || t.supers > 1) continue;
+      if (a_.sinks != nullptr) {
+        folded_l_[h] = attention_sink(folded_l_[h], a_.sinks[t.head * group_ + row_of(h) % group_], folded_r_[h]);
+      }
+      inv_[h] = __fdiv_rn(1.0f, folded_l_[h]);
+    }
+  }
+
+  __device__ void write(const Tile& t) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      if (row_of(h) >= t.rows) continue;
+      uint16_t* out = a_.out + (static_cast<int64_t>(t.query_start + token_of(t, h)) * a_.q_heads + t.head * group_ +
+                                row_of(h) % group_) *
+                                   C::kDim;
+#pragma unroll
+      for (int j = 0; j < C::kDim / 8; j++) {
+        const auto value = [&](int i) {
+          return folded_r_[h] == minus_inf() ? 0.0f : __fadd_rn(__fmul_rn(o_[4 * j + 2 * h + i], inv_[h]), 0.0f);
+        };
+        *reinterpret_cast<uint32_t*>(out + 8 * j + 2 * x_) = round16x2<C::kF16>(value(0), value(1));
+      }
+    }
+  }
+
+  __device__ void write_partial(const Tile& t) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      if (row_of(h) >= t.rows) continue;
+      const int64_t row = static_cast<int64_t>(t.unit) * C::kRows + row_of(h);
+      if (x_ == 0) {
+        *reinterpret_cast<float2*>(params_.partial_rl + row * 2) = make_float2(folded_r_[h], folded_l_[h]);
+      }
+#pragma unroll
+      for (int j = 0; j < C::kDim / 8; j++) {
+        *reinterpret_cast<float2*>(params_.partial_o + row * C::kDim + 8 * j + 2 * x_) =
+            make_float2(o_[4 * j + 2 * h], o_[4 * j + 2 * h + 1]);
+      }
+    }
+  }
+
+  // One arrival a warp.
+  __device__ void release(uint64_t* bar) const {
+    if (lane_ == 0) hopper::mbarrier_arrive(bar);
+  }
+  __device__ void release_k() {
+    release(&s_.k_empty[k_slot_.stage]);
+    k_slot_.template advance<C::kStages>();
+  }
+  __device__ void release_v() {
+    release(&s_.v_empty[v_slot_.stage]);
+    v_slot_.template advance<C::kStages>();
+  }
+  __device__ void release_q() { release(&s_.q_empty); }
+
+  Shared<C>& s_;
+  const PrefillParams& params_;
+  const AttentionArgs& a_;
+  const int group_;
+  const int wg_ = static_cast<int>(threadIdx.x) / 128, tid_ = static_cast<int>(threadIdx.x) % 128, warp_ = tid_ / 32,
+            lane_ = tid_ % 32, g_ = lane_ / 4, x_ = lane_ % 4;
+  Slot k_slot_, v_slot_;
+  uint32_t q_phase_ = 0;
+  bool have_folded_ = false;
+  float4* folded_;
+  RowRange range_[2];
+  float r_[2], l_[2], folded_r_[2], folded_l_[2], inv_[2];
+  float scores_[C::kBlock / 2];
+  uint32_t p_[C::kBlock / 16][4];
+  float o_[C::kDim / 2];
+};
+
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads, 1) attention_prefill(const __grid_constant__ PrefillParams params) {
+  extern __shared__ __align__(1024) uint8_t raw[];
+  Shared<C>& s = *reinterpret_cast<Shared<C>*>(raw);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  constexpr int kProducer = C::kWgs * 4;
+  const AttentionArgs& a = params.args;
+  const int group = a.q_heads / a.cache.kv_heads;
+  if (warp == kProducer && lane == 0) {
+    hopper::prefetch_tensor_map(&params.q);
+    hopper::prefetch_tensor_map(&params.k);
+    hopper::prefetch_tensor_map(&params.v);
+    hopper::mbarrier_init(&s.q_full, 1);
+    hopper::mbarrier_init(&s.q_empty, C::kWgs * 4);
+    for (int i = 0; i < C::kStages; i++) {
+      hopper::mbarrier_init(&s.k_full[i], 1);
+      hopper::mbarrier_init(&s.v_full[i], 1);
+      hopper::mbarrier_init(&s.k_empty[i], C::kWgs * 4);
+      hopper::mbarrier_init(&s.v_empty[i], C::kWgs * 4);
+    }
+    hopper::mbarrier_init_fence();
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < C::kStages * C::kBlockBytes / 16; i += C::kThreads) {
+    reinterpret_cast<uint4*>(s.v)[i] = make_uint4(0, 0, 0, 0);
+  }
+  hopper::fence_async_proxy();
+  hopper::wait_for_predecessors();
+  hopper::launch_dependents();
+  if (warp == 0) count_tiles(params, group, s.tile_start);
+  __syncthreads();
+  const int total = s.tile_start[a.requests] * a.cache.kv_heads;
+  if (warp >= kProducer) {
+    if constexpr (C::kWgs > 1) hopper::lower_registers<24>();
+    if (warp == kProducer) produce<C>(s, params, group, total);
+  } else {
+    if constexpr (C::kWgs > 1) hopper::raise_registers<C::kConsumerRegisters>();
+    Consumer<C> consumer(s, params, group);
+    consumer.run(total);
+  }
+}
+
+// Puts the super-blocks of split tiles together, ascending. A CTA takes kFoldRows rows of a tile, a thread 4 columns.
+constexpr int kFoldRows = 16, kFoldThreads = 256;
+
+template <typename C>
+__global__ void __launch_bounds__(kFoldThreads) attention_fold_kernel(const __grid_constant__ PrefillParams params) {
+  extern __shared__ int32_t tile_start[];
+  const AttentionArgs& a = params.args;
+  const int group = a.q_heads / a.cache.kv_heads;
+  hopper::wait_for_predecessors();
+  hopper::launch_dependents();
+  if (threadIdx.x < 32) count_tiles(params, group, tile_start);
+  __syncthreads();
+  const int slices = C::kRows / kFoldRows, slice = static_cast<int>(blockIdx.x) % slices;
+  const int total = tile_start[a.requests] * a.cache.kv_heads;
+  const int turn = static_cast<int>(blockIdx.x) / slices;
+  if (turn >= total) return;
+  const Tile t = find_tile(params, group, tile_start, turn);
+  if (t.supers == 1 || t.unit != t.first_unit) return;  // one CTA a tile and slice
+  for (int i = static_cast<int>(threadIdx.x); i < kFoldRows * (C::kDim / 4); i += kFoldThreads) {
+    const int row = slice * kFoldRows + i / (C::kDim / 4), column = i % (C::kDim / 4) * 4;
+    if (row >= t.rows) break;
+    float r = minus_inf(), l = 0.0f, o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 4
+    for (int s = 0; s < t.supers; s++) {
+      const int64_t at =
+          (static_cast<int64_t>(t.first_unit) + static_cast<int64_t>(s) * a.cache.kv_heads) * C::kRows + row;
+      const float2 rl = __ldcg(reinterpret_cast<const float2*>(params.partial_rl + at * 2));
+      const float4 v = __ldcg(reinterpret_cast<const float4*>(params.partial_o + at * C::kDim + column));
+      if (rl.x == minus_inf()) continue;
+      const float later[4] = {v.x, v.y, v.z, v.w};
+      const FoldFactors f = attention_fold(r, rl.x);
+      const bool first = r == minus_inf();
+      l = first ? rl.y : attention_fold_value(l, rl.y, f);
+      for (int e = 0; e < 4; e++) o[e] = first ? later[e] : attention_fold_value(o[e], later[e], f);
+      r = f.r;
+    }
+    const int head = t.head * group + row % group;
+    float inv = 0.0f;
+    if (r != minus_inf()) {
+      if (a.sinks != nullptr) l = attention_sink(l, a.sinks[head], r);
+      inv = __fdiv_rn(1.0f, l);
+    }
+    const auto value = [&](int e) { return r == minus_inf() ? 0.0f : __fadd_rn(__fmul_rn(o[e], inv), 0.0f); };
+    const int64_t token = t.query_start + t.index * params.tile_tokens + row / group;
+    *reinterpret_cast<uint2*>(a.out + (token * a.q_heads + head) * C::kDim + column) =
+        make_uint2(round16x2<C::kF16>(value(0), value(1)), round16x2<C::kF16>(value(2), value(3)));
+  }
+}
+
+template <typename C>
+void launch_config(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context) {
+  const KvCacheView& cache = args.cache;
+  const int group = args.q_heads / cache.kv_heads;
+  const int page_rows = cache.page_size & -cache.page_size;  // largest power of two that divides a page
+  PrefillParams params = {};
+  params.args = args;
+  params.score = score_scale(args);
+  params.box_rows = page_rows < C::kBlock ? page_rows : C::kBlock;
+  params.tile_tokens = C::kRows / group;
+  params.min_rows = plan.decode ? kAttentionDecodeRows + 1 : 0;
+  params.folded = static_cast<float*>(context.workspace);
+  params.split = plan.split;
+  params.partial_o = params.folded;
+  params.partial_rl = params.partial_o + plan.tiles * cache.kv_heads * C::kRows * C::kDim;
+  const auto type = C::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const uint64_t q_dims[3] = {C::kDim, static_cast<uint64_t>(args.q_heads), static_cast<uint64_t>(args.tokens)};
+  const uint64_t q_strides[2] = {C::kDim * 2, static_cast<uint64_t>(args.q_heads) * C::kDim * 2};
+  const uint32_t q_box[3] = {64, static_cast<uint32_t>(group), static_cast<uint32_t>(params.tile_tokens)};
+  params.q = tensor_map(type, 3, args.q, q_dims, q_strides, q_box, CU_TENSOR_MAP_SWIZZLE_128B);
+  const MatrixMap keys = {
+      cache.k, cache.pages * cache.kv_heads * cache.page_size, C::kDim, C::kDim * 2, params.box_rows, 64};
+  MatrixMap values = keys;
+  values.base = cache.v;
+  params.k = matrix_map(keys);
+  params.v = matrix_map(values);
+  const int64_t ctas = plan.tiles * cache.kv_heads;
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(ctas < context.sm_count ? ctas : context.sm_count));
+  shape.block = C::kThreads;
+  shape.shared_bytes = sizeof(Shared<C>) + static_cast<size_t>(args.requests) * 4;
+  allow_shared_memory("attention_prefill", attention_prefill<C>, shape.shared_bytes);
+  launch("attention_prefill", attention_prefill<C>, shape, context.stream, params);
+  if (!plan.split) return;
+  shape.grid = dim3(static_cast<unsigned>(ctas * (C::kRows / kFoldRows)));
+  shape.block = kFoldThreads;
+  shape.shared_bytes = static_cast<size_t>(args.requests + 1) * 4;
+  launch("attention_fold", attention_fold_kernel<C>, shape, context.stream, params);
+}
+
+}  // namespace prefill
+}  // namespace isobit::cuda
