@@ -54,11 +54,13 @@ class CudaBackend final : public Backend {
         graphs_(stream_),
         use_graphs_(options.graphs),
         workspace_(allocate(options.workspace_bytes, "the operators' workspace")),
-        unpack_(allocate(kStagingBytes, "unpacking weights")) {
+        unpack_(allocate(kStagingBytes, "unpacking weights")),
+        counters_(allocate(cuda::kCounters * sizeof(uint32_t), "the operators' counters")) {
     context_.stream = stream_;
     context_.sm_count = device_.sm_count;
     context_.workspace = workspace_.data();
     context_.workspace_bytes = workspace_.bytes();
+    context_.counters = static_cast<uint32_t*>(counters_.data());
   }
 
   ~CudaBackend() override {
@@ -241,7 +243,7 @@ class CudaBackend final : public Backend {
   cuda::Staging staging_;
   cuda::StepGraphs graphs_;
   bool use_graphs_;
-  Buffer workspace_, unpack_;
+  Buffer workspace_, unpack_, counters_;
   cuda::KernelContext context_;
 };
 
