@@ -292,7 +292,7 @@ bool truncated_double(double value, int64_t& out) {
 
 Value filter_int(Heap& heap, const Value& value, Args arguments) {
   const Bound bound("int", arguments, {"default", "base"});
-  const Value fallback = bound.value(0, Value::integer(0));
+  Value fallback = bound.value(0, Value::integer(0));
   int64_t number = 0;
   if (value.is_integral()) return Value::integer(value.to_int());
   require_defined(value);

@@ -70,8 +70,6 @@ std::string integer_digits(int64_t value, int base) {
   return {buffer.data(), result.ptr};
 }
 
-std::string uppercase(std::string text) { return to_upper(text); }
-
 // printf's conversions of a float, which Python shares: e, f, g and their upper-case forms.
 std::string float_digits(double magnitude, char type, int64_t precision, bool alternate) {
   if (!std::isfinite(magnitude)) return std::isnan(magnitude) ? "nan" : "inf";
@@ -285,7 +283,7 @@ class BraceFormatter {
         throw type_error("Unknown format code '{}' for object of type 'int'", spec.type);
     }
     std::string digits = integer_digits(value, base);
-    if (spec.type == 'X') digits = uppercase(digits);
+    if (spec.type == 'X') digits = to_upper(digits);
     if (spec.grouping != 0) group_digits(digits, spec.grouping, base == 10 ? 3 : 4);
     const std::string_view shown = spec.alternate ? prefix : std::string_view();
     return pad(heap_, fmt::format("{}{}", sign_text(value < 0, spec.sign), shown), digits, spec, '>');
@@ -477,7 +475,7 @@ class PercentFormatter {
     }
     const int base = decimal ? 10 : spec.type == 'o' ? 8 : 16;
     std::string digits = integer_digits(content, base);
-    if (spec.type == 'X') digits = uppercase(digits);
+    if (spec.type == 'X') digits = to_upper(digits);
     const auto wanted = static_cast<std::size_t>(checked_precision(spec.precision, 0));
     if (digits.size() < wanted) digits.insert(0, wanted - digits.size(), '0');
     const std::string prefix = !spec.alternate || decimal ? std::string() : fmt::format("0{}", spec.type);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 namespace isobit::jinja {
 namespace {
@@ -14,7 +15,7 @@ struct Shift {
   int32_t delta;
 };
 struct Special {
-  uint32_t map, code;  // map: 0 upper, 1 lower, 2 title
+  uint32_t map, code;             // map: 0 upper, 1 lower, 2 title
   uint32_t first, second, third;  // zero: none
 };
 
@@ -42,14 +43,16 @@ char32_t shifted(const Shift (&table)[N], char32_t code) {
   return code;
 }
 
+// The table is in order of map, then code.
 bool append_special(std::string& out, uint32_t map, char32_t code) {
-  for (const Special& special : kSpecial) {
-    if (special.map != map || special.code != code) continue;
-    for (uint32_t to : {special.first, special.second, special.third})
-      if (to != 0) append_utf8(out, to);
-    return true;
-  }
-  return false;
+  const auto* it = std::lower_bound(std::begin(kSpecial), std::end(kSpecial), std::pair<uint32_t, uint32_t>(map, code),
+                                    [](const Special& special, const std::pair<uint32_t, uint32_t>& wanted) {
+                                      return std::pair(special.map, special.code) < wanted;
+                                    });
+  if (it == std::end(kSpecial) || it->map != map || it->code != code) return false;
+  for (uint32_t to : {it->first, it->second, it->third})
+    if (to != 0) append_utf8(out, to);
+  return true;
 }
 
 bool is_ascii_letter(char32_t code) { return (code >= 'a' && code <= 'z') || (code >= 'A' && code <= 'Z'); }

@@ -556,7 +556,7 @@ std::string float_repr(double value) {
   }
   if (exponent < 0) return fmt::format("{}0.{:0>{}}{}", sign, "", -exponent - 1, digits);
   if (count <= exponent + 1) return fmt::format("{}{}{:0>{}}.0", sign, digits, "", exponent + 1 - count);
-  const auto whole = static_cast<std::size_t>(exponent + 1);
+  const std::size_t whole = static_cast<std::size_t>(exponent) + 1;
   return fmt::format("{}{}.{}", sign, digits.substr(0, whole), digits.substr(whole));
 }
 
