@@ -1,3 +1,5 @@
+#include "cli/bench.h"
+
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -12,7 +14,6 @@
 #include <optional>
 #include <thread>
 
-#include "cli/cli.h"
 #include "cli/peer_process.h"
 #include "models/registry.h"
 
@@ -72,8 +73,8 @@ long peak_resident_kib() {
 class LlamaCpp {
  public:
   LlamaCpp(const BenchFlags& f, const std::string& model, int threads, int32_t context)
-      : process_({f.python, std::string(ISOBIT_BENCH_FOLDER) + "/peers/llama_cpp_peer.py", model, std::to_string(threads),
-                  std::to_string(context)}) {
+      : process_({f.python, std::string(ISOBIT_BENCH_FOLDER) + "/peers/llama_cpp_peer.py", model,
+                  std::to_string(threads), std::to_string(context)}) {
     const auto line = process_.read_line();
     if (!line || !line->starts_with("ready")) {
       throw fail(
@@ -208,6 +209,7 @@ void add_bench(CLI::App& app, Command& command) {
   isobit bench cpu --threads 2 --python .venv/bin/python
   isobit bench cpu --no-peer --json)");
   cpu->callback([f, &command] { command.run = [f] { return bench_cpu(*f); }; });
+  add_bench_decoder(*sub, command);
 }
 
 }  // namespace isobit::cli

@@ -1,0 +1,8 @@
+#pragma once
+#include "cli/cli.h"
+
+namespace isobit::cli {
+
+void add_bench_decoder(CLI::App& bench, Command& command);
+
+}  // namespace isobit::cli

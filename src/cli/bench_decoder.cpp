@@ -1,0 +1,221 @@
+// A whole decoder's step on random weights of a published shape: embedding to sampled token.
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "cli/bench.h"
+#include "models/decoder.h"
+#include "models/synthetic.h"
+#include "numerics/philox.h"
+
+namespace isobit::cli {
+namespace {
+
+struct DecoderFlags {
+  std::string shape = "llama-1b", device = "auto";
+  int threads = 0;
+  int32_t batch = 1, context = 1024, prefill = 0, repetitions = 20, steps = 20, page_size = 64;
+  bool json = false;
+};
+
+// Bytes and flops over the rates measured on an H200: 4.3 TB/s, 790 TFLOP/s bf16.
+double floor_us(const ModelConfig& c, const DecoderFlags& f) {
+  const double layer = static_cast<double>(c.hidden) * static_cast<double>(c.qkv_columns()) +
+                       static_cast<double>(c.q_heads) * c.head_dim * static_cast<double>(c.hidden) +
+                       3.0 * static_cast<double>(c.hidden) * static_cast<double>(c.ffn);
+  const double head = static_cast<double>(c.hidden) * static_cast<double>(c.vocab),
+               body = layer * static_cast<double>(c.layers);
+  if (f.prefill > 0) {
+    const double attention =
+        2.0 * static_cast<double>(f.prefill) * f.prefill * c.q_heads * c.head_dim * static_cast<double>(c.layers);
+    return (2.0 * f.prefill * body + attention) / 790e6;
+  }
+  const double kv = static_cast<double>(f.batch) * f.context * static_cast<double>(c.kv_bytes_per_token());
+  return std::max(((body + head) * 2 + kv) / 4.3e6, 2.0 * f.batch * (body + head) / 790e6);
+}
+
+class Step {
+ public:
+  Step(Backend& backend, const Checkpoint& file, const DecoderFlags& f)
+      : backend_(backend), f_(f), config_(read_config(file)) {
+    const bool prefill = f.prefill > 0;
+    shape_.tokens = backend.bucket(prefill ? f.prefill : f.batch);
+    shape_.requests = backend.bucket(prefill ? 1 : f.batch);
+    const int32_t length = prefill ? f.prefill : f.context + 1;
+    shape_.max_query = prefill ? shape_.tokens : 1;
+    const int32_t stride = (length + f.page_size - 1) / f.page_size;
+    shape_.max_kv = std::min(backend.bucket(length), stride * f.page_size);
+    StepLimits limits;
+    limits.tokens = shape_.tokens;
+    limits.requests = shape_.requests;
+    limits.logit_rows = rows_ = shape_.requests;
+    limits.table_stride = stride;
+    limits.positions = stride * f.page_size;
+    decoder_ = std::make_unique<Decoder>(backend, file, config_, limits);
+    pages_ = std::make_unique<KvPages>(backend, config_, static_cast<int64_t>(stride) * limits.requests, f.page_size);
+    fill_cache();
+    slots_ = backend.make_sampler(limits.requests, config_.vocab);
+    for (int32_t i = 0; i < rows_; i++) slots_->assign(i, {.temperature = 1.0f, .seed = static_cast<uint64_t>(i)}, {});
+    fill_inputs(length, stride);
+  }
+
+  void run() {
+    const StepKey key{shape_.tokens, shape_.requests, rows_, shape_.max_query, shape_.max_kv, 0};
+    backend_.run_step(key, [&] {
+      decoder_->forward(shape_, *pages_);
+      decoder_->head(rows_);
+      SampleArgs a;
+      a.logits = decoder_->logits();
+      a.slots = slot_.data<int32_t>();
+      a.positions = position_.data<int32_t>();
+      a.rows = rows_;
+      a.vocab = config_.vocab;
+      a.tokens = token_.data<int32_t>();
+      a.status = status_.data<int32_t>();
+      backend_.sample(*slots_, a);
+    });
+  }
+  const ModelConfig& config() const { return config_; }
+  int32_t first_status() {
+    int32_t s = -1;
+    backend_.download(&s, status_.data(), 4);
+    return s;
+  }
+
+ private:
+  // Random keys and values: zeros would run faster than real data.
+  void fill_cache() {
+    std::vector<uint16_t> noise(1 << 20);
+    uint32_t n = 0;
+    for (uint16_t& x : noise) {
+      const uint32_t r = numerics::philox4x32(1, {{n++, 0, 0, 0}}).w[0];
+      x = static_cast<uint16_t>((r & 0x8000) | 0x3e80 | (r >> 16 & 0xff));  // ±0.25 to ±1
+    }
+    for (int64_t layer = 0; layer < config_.layers; layer++) {
+      const KvCacheView& v = pages_->layer(layer);
+      const size_t bytes = static_cast<size_t>(v.pages * v.page_elements()) * 2;
+      for (void* base : {v.k, v.v}) {
+        for (size_t at = 0; at < bytes; at += noise.size() * 2) {
+          backend_.upload(static_cast<std::byte*>(base) + at, noise.data(), std::min(bytes - at, noise.size() * 2));
+        }
+      }
+    }
+  }
+
+  void put(Buffer& to, const std::vector<int32_t>& v) {
+    to = backend_.allocate(v.size() * 4, "the step");
+    backend_.upload(to.data(), v.data(), v.size() * 4);
+  }
+
+  void fill_inputs(int32_t length, int32_t stride) {
+    const bool prefill = f_.prefill > 0;
+    const int32_t live = prefill ? f_.prefill : f_.batch, requests = prefill ? 1 : f_.batch;
+    std::vector<int32_t> token(static_cast<size_t>(shape_.tokens), -1), position(token.size(), 0),
+        kv(static_cast<size_t>(shape_.requests), 0), start(kv.size() + 1, live),
+        table(kv.size() * static_cast<size_t>(stride)), row(kv.size(), -1), slot(kv.size(), -1), at(kv.size(), length);
+    std::vector<int64_t> place(token.size(), -1);
+    std::iota(table.begin(), table.end(), 0);
+    for (int32_t b = 0; b < requests; b++) {
+      const auto i = static_cast<size_t>(b);
+      start[i] = prefill ? 0 : b;
+      kv[i] = length;
+      row[i] = prefill ? live - 1 : b;
+      slot[i] = b;
+    }
+    for (int32_t t = 0; t < live; t++) {
+      const auto i = static_cast<size_t>(t);
+      const int32_t p = prefill ? t : length - 1, first = prefill ? 0 : t * stride;
+      token[i] = (t * 7919 + 13) % 100000;
+      position[i] = p;
+      place[i] = static_cast<int64_t>(first + p / f_.page_size) * f_.page_size + p % f_.page_size;
+    }
+    const StepInputs& in = decoder_->inputs();
+    const auto upload = [&](const Buffer& to, const std::vector<int32_t>& v) {
+      backend_.upload(to.data(), v.data(), v.size() * 4);
+    };
+    upload(in.tokens, token);
+    upload(in.positions, position);
+    upload(in.kv_len, kv);
+    upload(in.query_start, start);
+    upload(in.page_table, table);
+    upload(in.logit_rows, row);
+    backend_.upload(in.slots.data(), place.data(), place.size() * 8);
+    put(slot_, slot);
+    put(position_, at);
+    token_ = backend_.allocate(kv.size() * 4, "the step");
+    status_ = backend_.allocate(kv.size() * 4, "the step");
+  }
+
+  Backend& backend_;
+  DecoderFlags f_;
+  ModelConfig config_;
+  StepShape shape_;
+  int32_t rows_ = 1;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<KvPages> pages_;
+  std::unique_ptr<SamplerSlots> slots_;
+  Buffer slot_, position_, token_, status_;
+};
+
+int bench_decoder(const DecoderFlags& f) {
+  using Clock = std::chrono::steady_clock;
+  const auto backend = make_backend({f.device, f.threads, {}});
+  const auto file = synthetic_checkpoint(synthetic_shape(f.shape), 1);
+  Step step(*backend, *file, f);
+  for (int i = 0; i < 3; i++) step.run();
+  backend->synchronize();
+  if (step.first_status() != kSampled)
+    throw fail(ErrorCode::kNumerical, "{}: the step's logits are not finite", f.shape);
+  std::vector<double> us;
+  const int32_t steps = f.prefill > 0 ? 1 : f.steps;
+  for (int32_t r = 0; r < f.repetitions; r++) {
+    const auto start = Clock::now();
+    for (int32_t i = 0; i < steps; i++) step.run();
+    backend->synchronize();
+    us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count() / steps);
+  }
+  std::ranges::sort(us);
+  const double median = us[us.size() / 2], floor = floor_us(step.config(), f);
+  const std::string name = f.prefill > 0 ? fmt::format("{}-prefill-{}", f.shape, f.prefill)
+                                         : fmt::format("{}-decode-b{}-ctx{}", f.shape, f.batch,
+                                                       f.context % 1024 == 0 ? fmt::format("{}k", f.context / 1024)
+                                                                             : fmt::format("{}", f.context));
+  if (f.json) {
+    std::cout << nlohmann::json{{"op", "decoder"}, {"case", name}, {"us", median}, {"floor_us", floor}}.dump() << "\n";
+  } else {
+    std::cout << fmt::format("{} on {}: {:.1f} us a step, floor {:.1f} us ({:.0f}%)\n", name,
+                             backend->info().description, median, floor, 100 * floor / median);
+  }
+  return kOk;
+}
+
+}  // namespace
+
+void add_bench_decoder(CLI::App& bench, Command& command) {
+  auto f = std::make_shared<DecoderFlags>();
+  CLI::App* sub =
+      bench.add_subcommand("decoder", "One step of a whole decoder with random weights: embedding to sampled token");
+  sub->add_option("--shape", f->shape, "llama-1b or llama-8b")->capture_default_str();
+  sub->add_option("--device", f->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  sub->add_option("-t,--threads", f->threads, "CPU threads; 0: one per hardware thread")->capture_default_str();
+  sub->add_option("-b,--batch", f->batch, "Sequences")->capture_default_str()->check(CLI::Range(1, 4096));
+  sub->add_option("--context", f->context, "Keys each sequence has before the step")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20));
+  sub->add_option("--prefill", f->prefill, "Time a prefill of this many tokens instead")->check(CLI::Range(1, 1 << 20));
+  sub->add_option("--page-size", f->page_size, "Tokens a page of the KV cache")
+      ->capture_default_str()
+      ->check(CLI::Range(16, 1024));
+  sub->add_option("-r,--repetitions", f->repetitions, "Timings; the median is reported")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  sub->add_option("--steps", f->steps, "Steps in a timing")->capture_default_str()->check(CLI::Range(1, 1000));
+  sub->add_flag("--json", f->json, "As a row of the record");
+  sub->footer("Example:\n  isobit bench decoder --shape llama-8b --batch 64 --device cuda");
+  sub->callback([f, &command] { command.run = [f] { return bench_decoder(*f); }; });
+}
+
+}  // namespace isobit::cli

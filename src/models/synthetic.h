@@ -1,0 +1,26 @@
+#pragma once
+// Models of published shapes with random weights: for benchmarks and tests of shapes whose files are not at hand.
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "weights/checkpoint.h"
+
+namespace isobit {
+
+struct SyntheticShape {
+  std::string_view name;
+  int64_t layers, hidden, ffn, vocab, context;
+  int32_t q_heads, kv_heads, head_dim;
+  float rope_theta;
+  bool tied;
+};
+
+// llama-1b (Llama 3.2 1B), llama-8b (Llama 3.1 8B). Throws Error naming the known shapes.
+const SyntheticShape& synthetic_shape(std::string_view name);
+
+// A llama-architecture checkpoint of that shape in BF16: matrices uniform in ±0.035, norms 1, from the seed. Matrices
+// are views of one random block, so that it costs the memory of the largest. No tokenizer.
+std::shared_ptr<const Checkpoint> synthetic_checkpoint(const SyntheticShape& shape, uint64_t seed);
+
+}  // namespace isobit
