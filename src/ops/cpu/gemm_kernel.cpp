@@ -298,6 +298,8 @@ struct Single {
   VU largest;  // words of 16 bits: exponent and mantissa of |w|, less what the activation lies under
                // kActivationExponentMax
 
+  HWY_INLINE Single() {}  // not the implicit one, which would be compiled for the baseline
+
   HWY_INLINE void SetScale(V d, V m) {
     const Scale s(d, m);
     min = s.m;
