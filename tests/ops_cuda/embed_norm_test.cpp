@@ -120,6 +120,10 @@ TEST(GpuRmsNorm, EveryWidth) {
   check_norm(1, 4096, DType::kBF16, false, false, random);
   check_norm(2000, 576, DType::kBF16, false, true, random);
   check_norm(600, 4096, DType::kBF16, true, false, random);
+  for (const int64_t n : {1, 7, 128, 130, 577, 896, 1023, 1024}) {
+    check_norm(2111, n, DType::kBF16, false, true, random);  // many rows take another kernel
+    check_norm(1500, n, DType::kF16, true, true, random);
+  }
 }
 
 }  // namespace

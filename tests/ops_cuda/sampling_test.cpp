@@ -200,8 +200,9 @@ void expect_equal(const std::vector<SampledRow>& got, const std::vector<SampledR
   }
 }
 
-// Several steps of random rows in random slots, counts going on, slots ending and being used again.
-void run_mixture(int64_t vocab, int rows, int steps, std::mt19937_64& random, bool graph) {
+// Several steps of random rows in random slots, counts going on, slots ending and being used again. Returns how many
+// rows were compared.
+int run_mixture(int64_t vocab, int rows, int steps, std::mt19937_64& random, bool graph) {
   const int pool = rows + 3;
   cudaStream_t stream = nullptr;
   cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
@@ -254,6 +255,7 @@ void run_mixture(int64_t vocab, int rows, int steps, std::mt19937_64& random, bo
   }
   if (replay != nullptr) cudaGraphExecDestroy(replay);
   cudaStreamDestroy(stream);
+  return rows * steps;
 }
 
 class GpuSampling : public ::testing::TestWithParam<int64_t> {};
@@ -263,10 +265,12 @@ TEST_P(GpuSampling, AnyMixtureEqualsTheRules) {
   SCOPED_TRACE(fmt::format("seed {} vocabulary {}", seed, GetParam()));
   std::mt19937_64 random(seed);
   const bool large = GetParam() > 20000;
+  int compared = 0;
   for (const int rows : {1, 3, 12, 40, 80, 140}) {
     SCOPED_TRACE(fmt::format("{} rows", rows));
-    run_mixture(GetParam(), rows, large ? (rows < 40 ? 3 : 1) : 4, random, rows % 3 == 0);
+    compared += run_mixture(GetParam(), rows, large ? (rows < 40 ? 3 : 1) : 4, random, rows % 3 == 0);
   }
+  RecordProperty("cases", compared);
 }
 INSTANTIATE_TEST_SUITE_P(Vocabularies, GpuSampling,
                          ::testing::Values(1, 2, 7, 513, 1000, 4093, 32768, 49152, 50257, 128256, 151936, 262147));

@@ -21,7 +21,7 @@ __global__ __launch_bounds__(kSampleThreads, 2) void log_probs_kernel(LogProbArg
   if (target < 0) return;
   const Row row = make_row(a.logits, i, a.vocab, nullptr);
   const ThreadScan scan = scan_row<false>(row, part, true, Noise{});
-  const bool bad = __syncthreads_or(scan.bad || target >= row.vocab) != 0;
+  const bool bad = __syncthreads_or(scan.bad() || target >= row.vocab) != 0;
   const Winner best = cta_best(s, {numerics::order_key(scan.best), static_cast<uint32_t>(scan.where)});
   const uint32_t largest = cta_max(s, 0, numerics::order_key(scan.largest));
   const ClusterScan c = exchange_scan(s, 0, part, best, largest, bad);
@@ -37,7 +37,7 @@ __global__ __launch_bounds__(kSampleThreads, 2) void log_probs_kernel(LogProbArg
   sum = sum_over_ranks(s.sums[0][0], part);
   if (part.rank != 0 || threadIdx.x != 0) return;
   a.status[i] = c.ok ? kSampled : kNotFinite;
-  a.out[i] = c.ok ? numerics::log_probability(row.y[target], c.largest, sum) : numerics::from_bits(numerics::kNaN32);
+  a.out[i] = c.ok ? log_probability(row.y[target], c.largest, sum) : numerics::from_bits(numerics::kNaN32);
   if (a.best != nullptr) a.best[i] = c.ok ? static_cast<int32_t>(c.winner.id) : -1;
 }
 

@@ -102,12 +102,68 @@ __global__ __launch_bounds__(kThreads) void rms_norm_kernel(RmsNormParams p) {
   }
 }
 
+constexpr int kRowWarps = 8;
+constexpr int kChunks = numerics::kSumLanes / 128;
+
+// Many short rows: a warp a row of at most 1024. Lane l holds the float4 at 4l of every 128 elements; the tree's last
+// three levels lie between the chunks of 128.
+__global__ __launch_bounds__(kRowWarps * 32) void rms_norm_short_kernel(RmsNormParams p, int64_t count) {
+  hopper::launch_dependents();
+  hopper::wait_for_predecessors();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / 32;
+  if (i >= count) return;
+  const int64_t row = p.rows != nullptr ? p.rows[i] : i;
+  uint16_t* out = p.out + i * p.n;
+  if (row < 0) {
+    for (int64_t j = lane; j < p.n; j += 32) out[j] = 0;
+    return;
+  }
+  const bool aligned = p.n % 4 == 0;
+  const float* in = p.x + row * p.n;
+  float4 x[kChunks];
+  float sum[kChunks];
+#pragma unroll
+  for (int c = 0; c < kChunks; c++) x[c] = load(in, c * 128 + lane * 4, p.n, aligned);
+#pragma unroll
+  for (int c = 0; c < kChunks; c++) {
+    float4 lanes = make_float4(0, 0, 0, 0);
+    accumulate(lanes, x[c]);
+    sum[c] = fadd(fadd(lanes.x, lanes.y), fadd(lanes.z, lanes.w));
+  }
+#pragma unroll
+  for (int h = 1; h < 32; h *= 2) {
+#pragma unroll
+    for (int c = 0; c < kChunks; c++) sum[c] = fadd(sum[c], __shfl_xor_sync(0xffffffff, sum[c], h));
+  }
+  static_assert(kChunks == 8);
+  const float all =
+      fadd(fadd(fadd(sum[0], sum[1]), fadd(sum[2], sum[3])), fadd(fadd(sum[4], sum[5]), fadd(sum[6], sum[7])));
+  const float scale = numerics::rms_scale(all, p.n, p.eps);
+#pragma unroll
+  for (int c = 0; c < kChunks; c++) {
+    const int j = c * 128 + lane * 4;
+    store(p, out, j, x[c], load(p.weight, j, p.n, aligned), scale, aligned);
+  }
+}
+
+// Enough rows that a warp each fills the GPU.
+bool many_short_rows(const RmsNormArgs& args, int sm_count) {
+  return args.n <= numerics::kSumLanes && args.count >= int64_t{kRowWarps} * sm_count;
+}
+
 }  // namespace
 
 void launch_rms_norm(const RmsNormArgs& args, const KernelContext& context) {
   if (args.count == 0) return;
   const RmsNormParams p{args.x, args.rows, args.weight, args.n, args.eps, args.out_type == DType::kF16, args.out};
   LaunchShape shape;
+  if (many_short_rows(args, context.sm_count)) {
+    shape.grid = dim3(static_cast<unsigned>((args.count + kRowWarps - 1) / kRowWarps));
+    shape.block = dim3(kRowWarps * 32);
+    launch("rms_norm", rms_norm_short_kernel, shape, context.stream, p, args.count);
+    return;
+  }
   shape.grid = dim3(static_cast<unsigned>(args.count));
   shape.block = dim3(kThreads);
   const int64_t vectors = (args.n + numerics::kSumLanes - 1) / numerics::kSumLanes;

@@ -57,15 +57,62 @@ __device__ void normalise(const float* weight, float eps, int lane, int dim, flo
   }
 }
 
+template <int kCount>
+__device__ void load_table(const float* p, float* v) {
+  if constexpr (kCount == 4) {
+    const float4 t = *reinterpret_cast<const float4*>(p);
+    v[0] = t.x, v[1] = t.y, v[2] = t.z, v[3] = t.w;
+  } else if constexpr (kCount == 2) {
+    const float2 t = *reinterpret_cast<const float2*>(p);
+    v[0] = t.x, v[1] = t.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; i++) v[i] = p[i];
+  }
+}
+
+// A head of 32·kPer elements, all of which turn: pairs lie in a lane, or sixteen lanes apart.
+template <int kPer>
+__device__ void rotate_whole(const RopeCacheArgs& a, int64_t position, int lane, float* x) {
+  constexpr int kHalf = 16 * kPer;
+  const float* cos = a.cos + position * kHalf;
+  const float* sin = a.sin + position * kHalf;
+  if (a.layout == RopeLayout::kInterleaved) {
+    constexpr int kPairs = kPer / 2;
+    float c[kPairs], s[kPairs];
+    load_table<kPairs>(cos + lane * kPairs, c);
+    load_table<kPairs>(sin + lane * kPairs, s);
+#pragma unroll
+    for (int i = 0; i < kPairs; i++) {
+      const numerics::Rotated r = numerics::rope_rotate(x[2 * i], x[2 * i + 1], {c[i], s[i]});
+      x[2 * i] = r.x0;
+      x[2 * i + 1] = r.x1;
+    }
+    return;
+  }
+  float c[kPer], s[kPer];
+  load_table<kPer>(cos + lane % 16 * kPer, c);
+  load_table<kPer>(sin + lane % 16 * kPer, s);
+#pragma unroll
+  for (int e = 0; e < kPer; e++) {
+    const float other = __shfl_xor_sync(0xffffffff, x[e], 16);
+    const float turned = numerics::fmul(other, s[e]);
+    x[e] = numerics::ffma(x[e], c[e], lane < 16 ? -turned : turned);
+  }
+}
+
 // buffer: [kPer·32] of this warp.
 template <int kPer>
 __device__ void rotate(const RopeCacheArgs& a, int64_t position, int lane, float* buffer, float* x) {
-#pragma unroll
-  for (int e = 0; e < kPer; e++) buffer[lane * kPer + e] = x[e];
-  __syncwarp();
+  if constexpr (kPer >= 2) {
+    if (a.rope_dim == 32 * kPer) return rotate_whole<kPer>(a, position, lane, x);
+  }
   const int half = a.rope_dim / 2;
   const float* cos = a.cos + position * half;
   const float* sin = a.sin + position * half;
+#pragma unroll
+  for (int e = 0; e < kPer; e++) buffer[lane * kPer + e] = x[e];
+  __syncwarp();
   for (int i = lane; i < half; i += 32) {
     float& x0 = buffer[a.layout == RopeLayout::kInterleaved ? 2 * i : i];
     float& x1 = buffer[a.layout == RopeLayout::kInterleaved ? 2 * i + 1 : i + half];
@@ -135,8 +182,9 @@ __device__ bool store_e4m3(uint8_t* out, float scale, int lane, int dim, const f
 template <int kPer>
 __device__ bool store_cache(const RopeCacheArgs& a, int64_t slot, int head, bool key, int lane, const float* x) {
   const KvCacheView& c = a.cache;
-  const int64_t page = slot / c.page_size, offset = slot % c.page_size;
-  const int64_t first = ((page * c.kv_heads + head) * c.page_size + offset) * c.head_dim;
+  const uint32_t page_size = static_cast<uint32_t>(c.page_size), page = static_cast<uint32_t>(slot) / page_size;
+  const uint32_t offset = static_cast<uint32_t>(slot) - page * page_size;
+  const int64_t first = ((static_cast<int64_t>(page) * c.kv_heads + head) * c.page_size + offset) * c.head_dim;
   void* base = key ? c.k : c.v;
   if (c.type == DType::kF8E4M3) {
     return store_e4m3<kPer>(static_cast<uint8_t*>(base) + first, key ? c.k_scale[head] : c.v_scale[head], lane,
@@ -145,29 +193,15 @@ __device__ bool store_cache(const RopeCacheArgs& a, int64_t slot, int head, bool
   return store_16<kPer>(static_cast<uint16_t*>(base) + first, c.type, true, lane, c.head_dim, x);
 }
 
+// One head, loaded into x already.
 template <int kPer>
-__global__ __launch_bounds__(kWarps * 32) void rope_cache_kernel(RopeCacheArgs a) {
-  __shared__ float buffers[kWarps][kPer * 32];
-  hopper::launch_dependents();
-  hopper::wait_for_predecessors();
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int kv_heads = a.cache.kv_heads, dim = a.cache.head_dim, heads = a.q_heads + 2 * kv_heads;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + warp, token = item / heads;
-  if (token >= a.count) return;
-  const int head = static_cast<int>(item % heads);
-  const int64_t slot = a.slots[token], position = a.positions[token];
-  if (slot < 0) return;
-  // The engine lets neither through; a request that had them ends.
-  if (slot >= a.cache.pages * a.cache.page_size || (a.cos != nullptr && (position < 0 || position >= a.max_position))) {
-    if (a.nonfinite != nullptr) a.nonfinite[token] = 1;
-    return;
-  }
-  float x[kPer];
-  load_head<kPer>(a.qkv + (token * heads + head) * dim, lane, dim, x);
+__device__ void finish_head(const RopeCacheArgs& a, int64_t token, int head, int64_t slot, int64_t position, int lane,
+                            float* buffer, float* x) {
+  const int kv_heads = a.cache.kv_heads, dim = a.cache.head_dim;
   const bool is_q = head < a.q_heads, is_v = head >= a.q_heads + kv_heads;
   const float* norm = is_v ? nullptr : is_q ? a.q_norm : a.k_norm;
   if (norm != nullptr) normalise<kPer>(norm, a.norm_eps, lane, dim, x);
-  if (!is_v && a.cos != nullptr) rotate<kPer>(a, position, lane, buffers[warp], x);
+  if (!is_v && a.cos != nullptr) rotate<kPer>(a, position, lane, buffer, x);
   bool finite = true;
   if (is_q) {
     finite = store_16<kPer>(a.q + (token * a.q_heads + head) * dim, a.type, false, lane, dim, x);
@@ -178,22 +212,60 @@ __global__ __launch_bounds__(kWarps * 32) void rope_cache_kernel(RopeCacheArgs a
   if (!finite && a.nonfinite != nullptr) a.nonfinite[token] = 1;
 }
 
+// A warp takes kHeads heads of a token, kWarps apart, and asks for them before it looks at anything else.
+template <int kPer, int kHeads>
+__global__ __launch_bounds__(kWarps * 32) void rope_cache_kernel(const __grid_constant__ RopeCacheArgs a) {
+  __shared__ float buffers[kWarps][kPer * 32];
+  hopper::launch_dependents();
+  hopper::wait_for_predecessors();
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int dim = a.cache.head_dim, heads = a.q_heads + 2 * a.cache.kv_heads;
+  const int64_t token = blockIdx.x;
+  const int first = static_cast<int>(blockIdx.y) * kWarps * kHeads + warp;
+  float x[kHeads][kPer];
+#pragma unroll
+  for (int h = 0; h < kHeads; h++) {
+    const int head = first + h * kWarps;
+    if (head < heads) load_head<kPer>(a.qkv + (token * heads + head) * dim, lane, dim, x[h]);
+  }
+  const int64_t slot = a.slots[token], position = a.positions[token];
+  if (slot < 0) return;
+  // The engine lets neither through; a request that had them ends.
+  if (slot >= a.cache.pages * a.cache.page_size || (a.cos != nullptr && (position < 0 || position >= a.max_position))) {
+    if (a.nonfinite != nullptr) a.nonfinite[token] = 1;
+    return;
+  }
+#pragma unroll
+  for (int h = 0; h < kHeads; h++) {
+    const int head = first + h * kWarps;
+    if (head < heads) finish_head<kPer>(a, token, head, slot, position, lane, buffers[warp], x[h]);
+  }
+}
+
+template <int kPer, int kHeads>
+void launch_heads(const RopeCacheArgs& args, cudaStream_t stream) {
+  const int heads = args.q_heads + 2 * args.cache.kv_heads, per_cta = kWarps * kHeads;
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(args.count), static_cast<unsigned>((heads + per_cta - 1) / per_cta));
+  shape.block = dim3(kWarps * 32);
+  launch("rope_cache", rope_cache_kernel<kPer, kHeads>, shape, stream, args);
+}
+
 }  // namespace
 
 void launch_rope_cache(const RopeCacheArgs& args, const KernelContext& context) {
   if (args.count == 0) return;
-  const int64_t warps = args.count * (args.q_heads + 2 * args.cache.kv_heads);
-  LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps));
-  shape.block = dim3(kWarps * 32);
+  if (args.cache.pages > (int64_t{1} << 32) / args.cache.page_size) {
+    throw_unsupported("rope_cache: the cache has 2^32 slots or more; use fewer pages");
+  }
   const int dim = args.cache.head_dim;
-  auto* kernel = dim <= 32    ? rope_cache_kernel<1>
-                 : dim <= 64  ? rope_cache_kernel<2>
-                 : dim <= 128 ? rope_cache_kernel<4>
-                 : dim <= 256 ? rope_cache_kernel<8>
-                 : dim <= 512 ? rope_cache_kernel<16>
-                              : rope_cache_kernel<32>;
-  launch("rope_cache", kernel, shape, context.stream, args);
+  const bool many = args.count >= 64;  // few tokens: more warps; many: more bytes in flight
+  if (dim <= 32) return launch_heads<1, 1>(args, context.stream);
+  if (dim <= 64) return many ? launch_heads<2, 4>(args, context.stream) : launch_heads<2, 1>(args, context.stream);
+  if (dim <= 128) return many ? launch_heads<4, 3>(args, context.stream) : launch_heads<4, 1>(args, context.stream);
+  if (dim <= 256) return launch_heads<8, 1>(args, context.stream);
+  if (dim <= 512) return launch_heads<16, 1>(args, context.stream);
+  launch_heads<32, 1>(args, context.stream);
 }
 
 }  // namespace isobit::cuda

@@ -32,13 +32,21 @@ __device__ inline ClusterPart cluster_part() {
   return {rank, size, rank * kSampleThreads + static_cast<int>(threadIdx.x), size * kSampleThreads};
 }
 
-// numerics::mass with the hardware's ex2.
+// numerics::mass(y, ymax) = floor(2^44·p), p = ex2(relative_log2(y, ymax)), in two halves of 22 bits: an addition that
+// rounds toward zero leaves the half it is to cut in the sum's last bits.
+struct MassHalves {
+  uint32_t high, low;  // each below 2^22, but for p = 1: high = 2^22
+};
+__device__ inline MassHalves mass_halves(float p) {
+  const float s = __fadd_rz(p, 2.0f);                     // 2 + floor(p·2^22)·2^-22
+  const float rest = __fadd_rn(p, -__fadd_rn(s, -2.0f));  // exact
+  const float t = __fadd_rz(rest, 0x1p-21f);              // 2^-21 + floor(rest·2^44)·2^-44
+  return {numerics::bits(s) - 0x40000000u, numerics::bits(t) - 0x35000000u};
+}
+static_assert(numerics::kMassBits == 44);
 __device__ inline uint64_t mass(float y, float ymax) {
-  const uint32_t u = numerics::bits(ex2(numerics::relative_log2(y, ymax)));
-  const int shift = static_cast<int>(u >> 23) - 127 - 23 + numerics::kMassBits;
-  const uint64_t significand = (u & 0x7fffff) | 0x800000;
-  if (u == 0 || shift <= -24) return 0;
-  return shift >= 0 ? significand << shift : significand >> -shift;
+  const MassHalves m = mass_halves(ex2(numerics::relative_log2(y, ymax)));
+  return (static_cast<uint64_t>(m.high) << 22) + m.low;
 }
 
 // The value (with +0 for -0) and the id of a candidate_key.
@@ -48,6 +56,11 @@ __device__ inline float key_value(uint64_t key) {
 }
 __device__ inline uint32_t key_id(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
 __device__ inline float order_value(uint32_t key) { return key_value(static_cast<uint64_t>(key) << 32); }
+
+// Rule N14. Keys have lost the sign of a zero; where it could show, in a row of one token, the rule gives +0.
+__device__ __noinline__ inline float log_probability(float y, float ymax, uint64_t z) {
+  return numerics::log_probability(numerics::fadd(y, 0.0f), ymax, z);
+}
 
 // A double as a key of the same order, -0 and +0 alike.
 __device__ inline uint64_t order_key64(double x) {
@@ -78,13 +91,23 @@ __device__ inline Row make_row(const float* logits, int64_t row, int64_t vocab, 
   return r;
 }
 
-// Four neighbouring raw logits; -infinity past the row's end.
+// Four neighbouring raw logits; -infinity past the row's end. The group is in the row.
+// The asm says what the compiler cannot see, that the row lies in global memory; tokens looked at twice stay in L1.
+__device__ inline float4 aligned_group(const Row& r, int group) {
+  float4 v;
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(reinterpret_cast<const float4*>(r.y) + group));
+  return v;
+}
+__device__ __noinline__ inline float4 ragged_group(const float* y, int vocab, int group) {
+  const float* p = y + static_cast<int64_t>(group) * 4;
+  const int left = vocab - group * 4;
+  return make_float4(__ldcg(p), left > 1 ? __ldcg(p + 1) : kMinusInfinity, left > 2 ? __ldcg(p + 2) : kMinusInfinity,
+                     left > 3 ? __ldcg(p + 3) : kMinusInfinity);
+}
 __device__ inline float4 raw_group(const Row& r, int group) {
-  const float* p = r.y + static_cast<int64_t>(group) * 4;
-  if (r.aligned) return *reinterpret_cast<const float4*>(p);
-  const int left = r.vocab - group * 4;
-  return make_float4(p[0], left > 1 ? p[1] : kMinusInfinity, left > 2 ? p[2] : kMinusInfinity,
-                     left > 3 ? p[3] : kMinusInfinity);
+  return r.aligned ? aligned_group(r, group) : ragged_group(r.y, r.vocab, group);
 }
 
 __device__ inline float bias_of(const SlotSettings& s, int id) {
@@ -106,18 +129,29 @@ __device__ __noinline__ inline float touched_value(const SlotSettings& s, int id
                                  s.inv_temperature);
 }
 
+// Rule N12 for a token of which nothing but temperature is to be taken. At temperature 1 the product is y itself.
+__device__ inline float4 times(const float4& y, float factor) {
+  using numerics::fmul;
+  return make_float4(fmul(y.x, factor), fmul(y.y, factor), fmul(y.z, factor), fmul(y.w, factor));
+}
+
+__device__ inline uint32_t touched_bits(const uint32_t* touched, int group) {
+  return (touched[static_cast<uint32_t>(group) / 8] >> (static_cast<uint32_t>(group) % 8 * 4)) & 15;
+}
+
+__device__ __noinline__ inline float4 touched_group(const SlotSettings& s, int group, uint32_t bits, float4 y,
+                                                    float4 z) {
+  if ((bits & 1) != 0) z.x = touched_value(s, group * 4, y.x);
+  if ((bits & 2) != 0) z.y = touched_value(s, group * 4 + 1, y.y);
+  if ((bits & 4) != 0) z.z = touched_value(s, group * 4 + 2, y.z);
+  if ((bits & 8) != 0) z.w = touched_value(s, group * 4 + 3, y.w);
+  return z;
+}
+
 __device__ inline float4 process_group(const Row& r, int group, const float4& y) {
-  float z[4] = {y.x, y.y, y.z, y.w};
-  const uint32_t touched = r.touched != nullptr ? (r.touched[group / 8] >> (group % 8 * 4)) & 15 : 0;
-#pragma unroll
-  for (int j = 0; j < 4; j++) {
-    if (((touched >> j) & 1) != 0) {
-      z[j] = touched_value(*r.slot, group * 4 + j, z[j]);
-    } else if (r.factor != 1.0f) {
-      z[j] = numerics::fmul(z[j], r.factor);
-    }
-  }
-  return make_float4(z[0], z[1], z[2], z[3]);
+  const float4 z = times(y, r.factor);
+  const uint32_t bits = r.touched != nullptr ? touched_bits(r.touched, group) : 0;
+  return bits == 0 ? z : touched_group(*r.slot, group, bits, y, z);
 }
 
 __device__ inline float4 group_values(const Row& r, int group, bool raw) {
@@ -125,31 +159,56 @@ __device__ inline float4 group_values(const Row& r, int group, bool raw) {
   return raw || r.plain ? y : process_group(r, group, y);
 }
 
-// f(group, four values) for this thread's groups, ascending.
-template <typename F>
-__device__ void for_each_group(const Row& r, const ClusterPart& part, bool raw, F&& f) {
-  constexpr int kUnroll = 4;
-  const bool process = !(raw || r.plain);
-  for (int g = part.first; g < r.groups; g += kUnroll * part.stride) {
-    float4 y[kUnroll];
+constexpr int kBatch = 5;  // groups in flight: at 16 CTAs a row of 151936 is one batch
+
+// Asks the L2 for the lines of a thread's batch from `first` on.
+__device__ inline void prefetch_batch(const Row& r, int first, const ClusterPart& part) {
+  if (threadIdx.x % 8 != 0) return;
 #pragma unroll
-    for (int u = 0; u < kUnroll; u++) {
-      if (g + u * part.stride < r.groups) y[u] = raw_group(r, g + u * part.stride);
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; u++) {
-      const int group = g + u * part.stride;
-      if (group < r.groups) f(group, process ? process_group(r, group, y[u]) : y[u]);
-    }
+  for (int u = 0; u < kBatch; u++) {
+    const int group = first + u * part.stride;
+    if (group < r.groups) asm volatile("prefetch.global.L2 [%0];" ::"l"(r.y + static_cast<int64_t>(group) * 4));
   }
 }
 
-// Asks for the first values while the settings are still on their way.
-__device__ inline void prefetch_row(const float* logits, int64_t row, int64_t vocab, const ClusterPart& part) {
-  const float* y = logits + row * vocab;
-  for (int i = 0; i < 4; i++) {
-    const int64_t at = (static_cast<int64_t>(part.first) + i * part.stride) * 4;
-    if (at < vocab && threadIdx.x % 8 == 0) asm volatile("prefetch.global.L2 [%0];" ::"l"(y + at));
+// This thread's raw logits of groups first, first + stride, …; those past the end are -infinity.
+__device__ inline void load_batch(const Row& r, int first, const ClusterPart& part, float4 (&y)[kBatch]) {
+#pragma unroll
+  for (int u = 0; u < kBatch; u++) y[u] = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
+  if (r.aligned) {
+#pragma unroll
+    for (int u = 0; u < kBatch; u++) {
+      const int group = first + u * part.stride;
+      if (group < r.groups) y[u] = aligned_group(r, group);
+    }
+  } else {
+    const float* p = r.y + static_cast<int64_t>(first) * 4;
+#pragma unroll
+    for (int u = 0; u < kBatch; u++) {
+      const int left = r.vocab - (first + u * part.stride) * 4;
+      const float* q = p + static_cast<int64_t>(u) * part.stride * 4;
+      if (left > 0) y[u].x = __ldcg(q);
+      if (left > 1) y[u].y = __ldcg(q + 1);
+      if (left > 2) y[u].z = __ldcg(q + 2);
+      if (left > 3) y[u].w = __ldcg(q + 3);
+    }
+  }
+  prefetch_batch(r, first + kBatch * part.stride, part);
+}
+
+// f(group, four values) for this thread's groups, ascending.
+template <typename F>
+__device__ void for_each_group(const Row& r, const ClusterPart& part, bool raw, F&& f) {
+  const bool process = !(raw || r.plain);
+#pragma unroll 1
+  for (int first = part.first; first < r.groups; first += kBatch * part.stride) {
+    float4 y[kBatch];
+    load_batch(r, first, part, y);
+#pragma unroll
+    for (int u = 0; u < kBatch; u++) {
+      const int group = first + u * part.stride;
+      if (group < r.groups) f(group, process ? process_group(r, group, y[u]) : y[u]);
+    }
   }
 }
 
@@ -162,12 +221,52 @@ __device__ inline numerics::PhiloxWords noise_words(const Noise& n, int group) {
                                         static_cast<uint32_t>(numerics::NoisePurpose::kSample), n.choice}});
 }
 
+// The same with the rounds' keys made beforehand.
+struct NoiseStream {
+  uint32_t key0[numerics::kPhiloxRounds], key1[numerics::kPhiloxRounds];
+  uint32_t position, choice;
+};
+__device__ inline NoiseStream noise_stream(const Noise& n) {
+  NoiseStream s;
+  s.position = n.position;
+  s.choice = n.choice;
+#pragma unroll
+  for (int i = 0; i < numerics::kPhiloxRounds; i++) {
+    const uint32_t round = static_cast<uint32_t>(i);
+    // The empty asm keeps the compiler from making the keys anew for every token.
+    s.key0[i] = static_cast<uint32_t>(n.seed) + round * 0x9E3779B9u;
+    s.key1[i] = static_cast<uint32_t>(n.seed >> 32) + round * 0xBB67AE85u;
+    asm("" : "+r"(s.key0[i]), "+r"(s.key1[i]));
+  }
+  return s;
+}
+__device__ inline void multiply_wide(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+  uint64_t p;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(p) : "r"(a), "r"(b));
+  asm("mov.b64 {%0, %1}, %2;" : "=r"(low), "=r"(high) : "l"(p));
+}
+__device__ inline numerics::PhiloxWords noise_words(const NoiseStream& n, int group) {
+  uint32_t c[4] = {static_cast<uint32_t>(group), n.position, static_cast<uint32_t>(numerics::NoisePurpose::kSample),
+                   n.choice};
+#pragma unroll
+  for (int i = 0; i < numerics::kPhiloxRounds; i++) {
+    uint32_t high0, low0, high1, low1;
+    multiply_wide(0xD2511F53u, c[0], high0, low0);
+    multiply_wide(0xCD9E8D57u, c[2], high1, low1);
+    c[0] = high1 ^ c[1] ^ n.key0[i];
+    c[1] = low1;
+    c[2] = high0 ^ c[3] ^ n.key1[i];
+    c[3] = low0;
+  }
+  return {{c[0], c[1], c[2], c[3]}};
+}
+
 // Bounds of rule N15's score in cheap f32. With u = (r + ½)/2^32 the noise is -ln(-ln(1 - u)); u ≤ -ln(1 - u) ≤ u/(1 -
 // u), and u lies between floor(r/2^9)·2^-23 and that plus 2^-23. kScoreMargin and the relative part cover lg2.approx's
 // error (2^-22) and the roundings here; compare an upper bound with score_floor(lower bound).
 __device__ inline float fast_log2(float x) {
   float y;
-  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 constexpr float kLn2F = 0.69314718f;
@@ -184,38 +283,76 @@ __device__ inline float score_floor(float below) { return below - 2e-4f - fabsf(
 
 // What a thread learns in its first pass.
 struct ThreadScan {
-  float largest = kMinusInfinity;
-  float best = kMinusInfinity;    // with noise: of the upper bounds
-  float second = kMinusInfinity;  // of the groups other than the best one
-  int where = 0;                  // with noise: the best bound's group; without: the largest value's id
-  bool bad = false;               // a NaN
+  float largest = kMinusInfinity;  // NaN if there is one
+  float best = kMinusInfinity;     // with noise: of the upper bounds
+  float second = kMinusInfinity;   // with noise: of the groups other than the best one
+  int where = 0;                   // with noise: the best bound's group; without: the largest value's id
+  __device__ bool bad() const { return largest != largest; }
 };
 
+__device__ inline float max_nan(float a, float b) {  // NaN if either is
+  float m;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a), "f"(b));
+  return m;
+}
 __device__ inline float largest_of(const float4& z) { return fmaxf(fmaxf(z.x, z.y), fmaxf(z.z, z.w)); }
-__device__ inline bool any_nan(const float4& z) { return z.x != z.x || z.y != z.y || z.z != z.z || z.w != z.w; }
 
 template <bool kNoise>
-__device__ ThreadScan scan_row(const Row& r, const ClusterPart& part, bool raw, const Noise& noise) {
-  ThreadScan s;
-  for_each_group(r, part, raw, [&](int group, const float4& z) {
-    const float m = largest_of(z);
-    s.bad = s.bad || any_nan(z);
-    if constexpr (kNoise) {
-      s.largest = fmaxf(s.largest, m);
-      const numerics::PhiloxWords w = noise_words(noise, group);
-      const float b = largest_of(make_float4(score_above(z.x, w.w[0]), score_above(z.y, w.w[1]),
-                                             score_above(z.z, w.w[2]), score_above(z.w, w.w[3])));
-      s.second = fmaxf(s.second, fminf(s.best, b));
-      if (b > s.best) {
-        s.best = b;
-        s.where = group;
-      }
-    } else if (m > s.best) {
-      s.best = m;
-      s.where = group * 4 + (z.x == m ? 0 : z.y == m ? 1 : z.z == m ? 2 : 3);
+__device__ void scan_group(ThreadScan& s, int group, const float4& z, const NoiseStream& noise) {
+  const float m = max_nan(max_nan(z.x, z.y), max_nan(z.z, z.w));
+  s.largest = max_nan(s.largest, m);
+  if constexpr (kNoise) {
+    const numerics::PhiloxWords w = noise_words(noise, group);
+    const float b = largest_of(make_float4(score_above(z.x, w.w[0]), score_above(z.y, w.w[1]), score_above(z.z, w.w[2]),
+                                           score_above(z.w, w.w[3])));
+    s.second = fmaxf(s.second, fminf(s.best, b));
+    if (b > s.best) {
+      s.best = b;
+      s.where = group;
     }
-  });
-  if constexpr (!kNoise) s.largest = s.best;
+  } else if (m >= s.best) {
+    const int id = group * 4 + (z.x == m ? 0 : z.y == m ? 1 : z.z == m ? 2 : 3);
+    if (m > s.best || id < s.where) s.where = id;
+    s.best = m;
+  }
+}
+
+// Tokens that have more than a temperature are left out of the streaming loop and seen one by one after it.
+template <bool kNoise>
+__device__ ThreadScan scan_row(const Row& r, const ClusterPart& part, bool raw, const Noise& noise) {
+  const NoiseStream stream = noise_stream(noise);
+  const uint32_t* touched = raw ? nullptr : r.touched;
+  const float factor = raw ? 1.0f : r.factor;
+  ThreadScan s;
+#pragma unroll 1
+  for (int first = part.first; first < r.groups; first += kBatch * part.stride) {
+    float4 y[kBatch];
+    load_batch(r, first, part, y);
+    if (touched != nullptr) {
+#pragma unroll
+      for (int u = 0; u < kBatch; u++) {
+        const int group = first + u * part.stride;
+        const uint32_t bits = group < r.groups ? touched_bits(touched, group) : 0;
+        if ((bits & 1) != 0) y[u].x = kMinusInfinity;
+        if ((bits & 2) != 0) y[u].y = kMinusInfinity;
+        if ((bits & 4) != 0) y[u].z = kMinusInfinity;
+        if ((bits & 8) != 0) y[u].w = kMinusInfinity;
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; u++) {
+      const int group = first + u * part.stride;
+      if (group < r.groups) scan_group<kNoise>(s, group, times(y[u], factor), stream);
+    }
+  }
+  if (touched == nullptr) return s;
+#pragma unroll 1
+  for (int group = part.first; group < r.groups; group += part.stride) {
+    const uint32_t bits = touched_bits(touched, group);
+    if (bits == 0) continue;
+    const float4 none = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
+    scan_group<kNoise>(s, group, touched_group(*r.slot, group, bits, raw_group(r, group), none), stream);
+  }
   return s;
 }
 
@@ -237,6 +374,8 @@ constexpr int kSortCapacity = kSampleThreads;
 constexpr int kStages = 3;
 
 struct SampleShared {
+  Row row;  // of this cluster; the functions off the hot path read it here
+  Noise noise;
   Exchange from[kStages][kMaxSampleCluster];
   uint64_t sums[kStages][2][kMaxSampleCluster];
   uint32_t counts[kStages][kMaxSampleCluster];
@@ -247,10 +386,11 @@ struct SampleShared {
   uint32_t bound, list_count, threshold_bin;
   uint32_t distances[kDistanceBins];
   uint64_t distance_totals[kDistanceBins];
-  uint64_t unsorted[kSortCapacity], sorted[kSortCapacity];
+  uint64_t unsorted[kSortCapacity], pulled[kSortCapacity], sorted[kSortCapacity];
   union {
     uint64_t masses[kHistogramBins];
     uint32_t numbers[kHistogramBins];
+    uint32_t limbs[3][kDistanceBins];
   } histogram;
   uint64_t list[kListCapacity];
 };

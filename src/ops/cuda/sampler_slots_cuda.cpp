@@ -1,5 +1,6 @@
 #include "ops/cuda/sampler_slots_cuda.h"
 
+#include <algorithm>
 #include <map>
 
 #include "base/error.h"
@@ -21,9 +22,10 @@ CudaSamplerSlots::CudaSamplerSlots(int slots, int64_t vocab, cudaStream_t stream
           numerics::kMaxVocabulary);
   tables_.resize(static_cast<size_t>(slots));
   settings_ = allocate<SlotSettings>(tables_.size());
-  ticket_ = allocate<uint32_t>(1);
+  counting_.resize(tables_.size());
+  words_ = allocate<uint32_t>(2);
   check(cudaMemsetAsync(settings_.get(), 0, tables_.size() * sizeof(SlotSettings), stream_), "sampler slots");
-  check(cudaMemsetAsync(ticket_.get(), 0, sizeof(uint32_t), stream_), "sampler slots");
+  check(cudaMemsetAsync(words_.get(), 0, 2 * sizeof(uint32_t), stream_), "sampler slots");
 }
 
 void CudaSamplerSlots::check_slot(int slot) const {
@@ -33,6 +35,10 @@ void CudaSamplerSlots::check_slot(int slot) const {
 // Copies from pageable memory have left their source when the call returns.
 void CudaSamplerSlots::write(int slot, const SlotSettings& s) {
   check(cudaMemcpyAsync(settings_.get() + slot, &s, sizeof(s), cudaMemcpyHostToDevice, stream_), "sampler slot");
+  if (counting_[static_cast<size_t>(slot)] == s.counts) return;
+  counting_[static_cast<size_t>(slot)] = s.counts;
+  const auto count = static_cast<uint32_t>(std::count(counting_.begin(), counting_.end(), true));
+  check(cudaMemcpyAsync(words_.get() + 1, &count, sizeof(count), cudaMemcpyHostToDevice, stream_), "sampler slot");
 }
 
 void CudaSamplerSlots::fill_tables(Tables& tables, SlotSettings& s, const SamplingParams& params,

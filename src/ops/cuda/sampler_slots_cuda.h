@@ -41,7 +41,8 @@ class CudaSamplerSlots final : public SamplerSlots {
   int64_t vocab() const override { return vocab_; }
 
   const SlotSettings* settings() const { return settings_.get(); }  // [slots]
-  uint32_t* ticket() const { return ticket_.get(); }                // 0 between launches
+  uint32_t* ticket() const { return words_.get(); }                 // 0 between launches
+  const uint32_t* counting() const { return words_.get() + 1; }     // how many slots count their outputs
 
  private:
   struct CudaFree {
@@ -69,7 +70,8 @@ class CudaSamplerSlots final : public SamplerSlots {
   cudaStream_t stream_;
   std::vector<Tables> tables_;
   DeviceArray<SlotSettings> settings_;
-  DeviceArray<uint32_t> ticket_;
+  std::vector<bool> counting_;   // by slot
+  DeviceArray<uint32_t> words_;  // ticket, counting
 };
 
 }  // namespace isobit::cuda
