@@ -56,7 +56,10 @@ std::vector<PromptDigest> prompt_digests(Engine& engine, const std::vector<Verif
         throw fail(ErrorCode::kNumerical, "{}: {}", prompts[i].name, result.error);
       all[i].prompt = prompts[i].name;
       all[i].positions = running[i].next;
-      (sampled ? all[i].seeded : all[i].greedy) = {running[i].logits.hex(), running[i].tokens.hex()};
+      // Not one assignment from braces to `sampled ? a : b`: g++ 12 compiles that to a null pointer at -O3.
+      RunDigest& run = sampled ? all[i].seeded : all[i].greedy;
+      run.logits = running[i].logits.hex();
+      run.tokens = running[i].tokens.hex();
     }
   }
   return all;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "base/error.h"
 
@@ -40,6 +41,7 @@ struct Engine::Sequence {
   int32_t computed = 0;         // tokens whose keys and values are in the pages
   int32_t scored = 0;           // positions whose logits were handed out (prompt_logprobs, on_logits)
   std::vector<PageId> pages;
+  int32_t shared = 0;  // leading pages that are the prefix tree's
   int32_t slot = -1;
   bool cancelled = false;
   bool done = false;
@@ -166,6 +168,7 @@ EngineStats Engine::stats() const {
   s.pages_total = pool_->total();
   s.pages_free = pool_->free();
   s.pages_cached = static_cast<int32_t>(tree_->pages());
+  for (const auto& q : running_) s.pages_used += static_cast<int32_t>(q->pages.size()) - q->shared;
   return s;
 }
 
@@ -173,7 +176,12 @@ bool Engine::step() {
   admit();
   retire();
   const std::vector<Part> parts = schedule();
-  if (parts.empty()) return !running_.empty() || !waiting_.empty();
+  if (parts.empty() && !running_.empty()) {
+    // The oldest sequence may take every page that others hold; a step without work would repeat for ever.
+    throw fail(ErrorCode::kInternal, "no page for request {}: {} of {} pages are free, {} cached", running_.front()->id,
+               pool_->free(), pool_->total(), tree_->pages());
+  }
+  if (parts.empty()) return !waiting_.empty();
   run(parts);
   retire();
   return !running_.empty() || !waiting_.empty();
@@ -184,6 +192,7 @@ void Engine::admit() {
     Sequence& s = **it;
     if (s.cancelled) {
       finish(s, FinishReason::kCancelled);
+      finished_.emplace(s.id, std::move(s.result));
       it = waiting_.erase(it);
       continue;
     }
@@ -207,7 +216,8 @@ void Engine::attach_prefix(Sequence& s) {
   // Log-probabilities of the prompt need every logit; otherwise all but the last token may come from the cache.
   if (!options_.prefix_cache || (s.request.prompt_logprobs && s.scored < s.size() - 1)) return;
   s.pages = tree_->match(std::span(s.tokens).first(s.tokens.size() - 1));
-  s.computed = static_cast<int32_t>(s.pages.size()) * options_.page_size;
+  s.shared = static_cast<int32_t>(s.pages.size());
+  s.computed = s.shared * options_.page_size;
   if (s.result.tokens.empty()) s.result.cached_tokens = s.computed;
   stats_.cached_tokens += s.computed;
 }
@@ -243,6 +253,7 @@ bool Engine::make_room(const Sequence& wanting) {
 void Engine::preempt(Sequence& s) {
   for (PageId p : s.pages) pool_->release(p);
   s.pages.clear();
+  s.shared = 0;
   s.computed = 0;
   stats_.preemptions++;
 }
@@ -263,10 +274,10 @@ std::vector<Engine::Part> Engine::schedule() {
     if (s->computed == 0 && s->pages.empty()) attach_prefix(*s);
     int32_t count = std::min(s->pending(), budget);
     if (options_.chunk > 0) count = std::min(count, options_.chunk);
-    if (!reserve(*s, s->computed + count)) continue;
-    // Making room may have preempted a younger sequence that is already in the step.
+    const bool reserved = reserve(*s, s->computed + count);
+    // Making room may have preempted a younger sequence that is already in the step, in vain or not.
     std::erase_if(parts, [](const Part& p) { return p.sequence->pages.empty(); });
-    parts.push_back({.sequence = s, .count = count});
+    if (reserved) parts.push_back({.sequence = s, .count = count});
     budget = options_.tokens_per_step;
     for (const Part& p : parts) budget -= p.count;
   }
@@ -505,8 +516,14 @@ void Engine::score_prompt(const Part& part, const float* logits, int32_t first, 
 void Engine::cache_pages(Sequence& s) {
   if (!options_.prefix_cache || s.result.reason == FinishReason::kError) return;
   const int32_t whole = s.computed / options_.page_size;
-  tree_->insert(std::span(s.tokens).first(static_cast<size_t>(s.computed)),
-                std::span(s.pages).first(static_cast<size_t>(whole)));
+  if (whole <= s.shared) return;
+  const auto tokens = std::span(s.tokens).first(static_cast<size_t>(whole * options_.page_size));
+  tree_->insert(tokens, std::span(s.pages).first(static_cast<size_t>(whole)));
+  // Where another sequence computed the same tokens at the same time, the tree has its pages: take those and free the
+  // copies. So whoever uses a page of the tree uses all before it, and what nobody uses can always be evicted.
+  const std::vector<PageId> pages = tree_->match(tokens);
+  for (size_t i = 0; i < pages.size(); i++) pool_->release(std::exchange(s.pages[i], pages[i]));
+  s.shared = whole;
 }
 
 void Engine::finish(Sequence& s, FinishReason reason, std::string error) {
@@ -519,7 +536,6 @@ void Engine::finish(Sequence& s, FinishReason reason, std::string error) {
     free_slots_.push_back(s.slot);
     s.slot = -1;
   }
-  if (s.cancelled && s.pages.empty()) finished_.emplace(s.id, std::move(s.result));
 }
 
 // Moves what is finished out of the running sequences.
@@ -530,6 +546,7 @@ void Engine::retire() {
     if (!s->done) continue;
     for (PageId p : s->pages) pool_->release(p);
     s->pages.clear();
+    s->shared = 0;
     finished_.emplace(s->id, std::move(s->result));
   }
   std::erase_if(running_, [](const auto& s) { return s->done; });

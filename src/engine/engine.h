@@ -27,7 +27,11 @@ struct EngineOptions {
 
 struct EngineStats {
   int64_t steps = 0, computed_tokens = 0, sampled_tokens = 0, cached_tokens = 0, preemptions = 0, evicted_pages = 0;
-  int32_t running = 0, waiting = 0, pages_total = 0, pages_free = 0, pages_cached = 0;
+  int32_t running = 0, waiting = 0;
+  // Every page is in one of three states: total = free + cached + used.
+  int32_t pages_total = 0, pages_free = 0;
+  int32_t pages_cached = 0;  // in the prefix tree, in use or not
+  int32_t pages_used = 0;    // by one running sequence alone
 };
 
 class Engine {

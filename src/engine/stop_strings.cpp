@@ -14,8 +14,14 @@ StopStrings::StopStrings(std::vector<std::string> stops) : stops_(std::move(stop
 std::string StopStrings::push(std::string_view text) {
   if (stopped_) return {};
   held_ += text;
-  size_t first = std::string::npos;
-  for (const std::string& s : stops_) first = std::min(first, held_.find(s));
+  // The first to be complete ends the text, whole tokens or single letters; of several, the one that began first.
+  size_t first = std::string::npos, end = std::string::npos;
+  for (const std::string& s : stops_) {
+    const size_t at = held_.find(s);
+    if (at == std::string::npos || at + s.size() > end || (at + s.size() == end && at > first)) continue;
+    first = at;
+    end = at + s.size();
+  }
   if (first != std::string::npos) {
     stopped_ = true;
     std::string shown = held_.substr(0, first);

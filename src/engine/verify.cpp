@@ -17,13 +17,50 @@
 namespace isobit {
 namespace {
 
-// Every operator's output for one position, in the order they ran.
+// One operator's output for one position.
 struct OpDigest {
   int64_t layer = 0;
   std::string op;
   uint64_t digest = 0;
 };
-using Trace = std::map<int32_t, std::vector<OpDigest>>;  // by position
+// By position, in the order they ran. A position may have been computed several times: in copies of a prompt, after a
+// preemption, to warm the cache.
+using Trace = std::map<int32_t, std::vector<OpDigest>>;
+constexpr const char* kHead = "head";
+constexpr const char* kSample = "sample";
+
+uint64_t digest_of(std::span<const std::byte> bytes) {
+  Digest d;
+  d.add(bytes.data(), bytes.size());
+  return d.value();
+}
+
+// The place of an operator among those of a position; i is where it would be had the position been computed once.
+std::optional<size_t> place_of(const OpDigest& op, const std::vector<OpDigest>& among, size_t i) {
+  for (size_t n = 0; n < among.size(); n++) {
+    const size_t at = (i + n) % among.size();
+    if (among[at].layer == op.layer && among[at].op == op.op) return at;
+  }
+  return std::nullopt;
+}
+
+// Names in d the first operator, by position up to `last` and then in the order they run, that gave something else.
+void first_difference(const Trace& want, const Trace& got, int32_t last, VerifyDifference& d) {
+  for (const auto& [position, ops] : got) {
+    const auto known = want.find(position);
+    if (position > last || known == want.end()) continue;
+    size_t best = known->second.size();
+    for (size_t i = 0; i < ops.size(); i++) {
+      const auto at = place_of(ops[i], known->second, i);
+      if (at && *at < best && known->second[*at].digest != ops[i].digest) best = *at;
+    }
+    if (best == known->second.size()) continue;
+    d.position = position;
+    d.layer = known->second[best].layer;
+    d.op = known->second[best].op;
+    return;
+  }
+}
 
 // A shuffle that is the same on every machine.
 std::vector<size_t> shuffled(size_t count, uint64_t seed) {
@@ -49,7 +86,10 @@ namespace {
 struct Listener {
   std::function<void(size_t prompt, int32_t position, std::span<const float> logits)> on_logits;
   std::function<void(size_t prompt, const std::vector<TokenOutput>& tokens)> on_tokens;
-  std::function<void(size_t prompt, const Trace& trace)> on_trace;  // traces only if set
+  // Every operator's output for one position; slow.
+  std::function<void(size_t prompt, int32_t position, int64_t layer, std::string_view op,
+                     std::span<const std::byte> output)>
+      on_op;
 };
 
 // Submits the prompts (copies too, so that every batch is full), runs them, reports.
@@ -61,8 +101,7 @@ void play_once(Engine& engine, const VerifySetting& setting, const std::vector<R
   std::iota(order.begin(), order.end(), size_t{0});
   if (setting.shuffle) order = shuffled(order.size(), 7);
   std::map<RequestId, size_t> prompt_of;
-  std::map<RequestId, Trace> traces;
-  if (listener.on_trace) {
+  if (listener.on_op) {
     engine.decoder().set_tracer(
         [&](int64_t layer, std::string_view op, const void* data, DType type, int64_t, int64_t columns) {
           const auto& rows = engine.step_rows();
@@ -70,9 +109,8 @@ void play_once(Engine& engine, const VerifySetting& setting, const std::vector<R
           std::vector<std::byte> host(rows.size() * row_bytes);
           engine.backend().download(host.data(), data, host.size());
           for (size_t i = 0; i < rows.size(); i++) {
-            Digest d;
-            d.add(host.data() + i * row_bytes, row_bytes);
-            traces[rows[i].request][rows[i].position].push_back({layer, std::string(op), d.value()});
+            const auto output = std::span(host).subspan(i * row_bytes, row_bytes);
+            listener.on_op(prompt_of.at(rows[i].request), rows[i].position, layer, op, output);
           }
         });
   }
@@ -92,7 +130,6 @@ void play_once(Engine& engine, const VerifySetting& setting, const std::vector<R
     const Result result = engine.take(id).value();
     if (result.reason == FinishReason::kError) throw Error(ErrorCode::kNumerical, result.error);
     if (listener.on_tokens) listener.on_tokens(prompt, result.tokens);
-    if (listener.on_trace) listener.on_trace(prompt, traces[id]);
   }
 }
 
@@ -124,7 +161,24 @@ std::vector<VerifySetting> Verifier::settings() const {
   return all;
 }
 
-std::unique_ptr<Engine> Verifier::make_engine(const VerifySetting& setting, int64_t longest) const {
+std::vector<Request> Verifier::make_requests(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
+                                             bool sampled) const {
+  std::vector<Request> requests;
+  for (size_t i = 0; i < prompts.size(); i++) {
+    requests.push_back(verify_request(prompts[i], i, sampled, options_));
+    if (!setting.as_prefill) continue;
+    const auto& answer = (sampled ? seeded_ : greedy_)[i].tokens;
+    requests[i].prompt.insert(requests[i].prompt.end(), answer.begin(), answer.end());
+    requests[i].max_tokens = 0;
+  }
+  return requests;
+}
+
+std::unique_ptr<Engine> Verifier::make_engine(const VerifySetting& setting,
+                                              const std::vector<Request>& requests) const {
+  size_t prompt = 0;
+  for (const Request& r : requests) prompt = std::max(prompt, r.prompt.size());
+  const int64_t longest = static_cast<int64_t>(prompt) + options_.decode_tokens + 1;
   EngineOptions o;
   o.context = static_cast<int32_t>(longest);
   o.max_requests = setting.batch;
@@ -138,13 +192,8 @@ std::unique_ptr<Engine> Verifier::make_engine(const VerifySetting& setting, int6
 std::vector<Verifier::Trail> Verifier::play(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
                                             bool sampled) const {
   std::vector<Trail> trails(prompts.size());
-  std::vector<Request> requests;
-  size_t longest = 0;
-  for (size_t i = 0; i < prompts.size(); i++) {
-    requests.push_back(verify_request(prompts[i], i, sampled, options_));
-    longest = std::max(longest, prompts[i].tokens.size());
-  }
-  const auto engine = make_engine(setting, static_cast<int64_t>(longest) + options_.decode_tokens + 1);
+  const std::vector<Request> requests = make_requests(setting, prompts, sampled);
+  const auto engine = make_engine(setting, requests);
   Listener listener;
   listener.on_logits = [&](size_t prompt, int32_t position, std::span<const float> logits) {
     trails[prompt].logits[position].assign(logits.begin(), logits.end());
@@ -163,21 +212,13 @@ VerifyRow Verifier::compare(const VerifySetting& setting, const std::vector<Veri
   VerifyRow row;
   row.setting = setting;
   row.sampled = sampled;
-  std::vector<Request> requests;
-  size_t longest = 0;
-  for (size_t i = 0; i < prompts.size(); i++) {
-    requests.push_back(verify_request(prompts[i], i, sampled, options_));
-    if (setting.as_prefill) {
-      requests[i].prompt.insert(requests[i].prompt.end(), baseline[i].tokens.begin(), baseline[i].tokens.end());
-      requests[i].max_tokens = 0;
-    }
-    longest = std::max(longest, requests[i].prompt.size());
-  }
-  const auto engine = make_engine(setting, static_cast<int64_t>(longest) + options_.decode_tokens + 1);
+  const std::vector<Request> requests = make_requests(setting, prompts, sampled);
+  const auto engine = make_engine(setting, requests);
   std::map<size_t, VerifyDifference> first;
   const auto differs = [&](size_t prompt, int32_t position, const char* what) {
+    // A token comes before the logits of its own position, which follow from it.
     VerifyDifference& d = first[prompt];
-    if (!d.prompt.empty() && d.position <= position) return;
+    if (!d.prompt.empty() && (d.position < position || (d.position == position && d.what == "token"))) return;
     d.prompt = prompts[prompt].name;
     d.position = position;
     d.what = what;
@@ -200,53 +241,41 @@ VerifyRow Verifier::compare(const VerifySetting& setting, const std::vector<Veri
   };
   if (setting.warm_cache) play_once(*engine, setting, requests, {});
   play_once(*engine, setting, requests, listener);
-  for (auto& [prompt, d] : first) {
-    locate(setting, prompts, sampled, prompt, d);
-    row.differences.push_back(d);
-  }
+  if (!first.empty()) locate(setting, prompts, sampled, first);
+  for (const auto& [prompt, d] : first) row.differences.push_back(d);
   row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return row;
 }
 
-// Runs the baseline and the setting again with every operator traced, and names the first output of the prompt that
+// Runs the baseline and the setting again with every operator traced, and names the first output of each prompt that
 // differs.
 void Verifier::locate(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled,
-                      size_t index, VerifyDifference& d) const {
-  const auto trace_of = [&](const VerifySetting& s) {
-    std::vector<Request> requests;
-    size_t longest = 0;
-    for (size_t i = 0; i < prompts.size(); i++) {
-      requests.push_back(verify_request(prompts[i], i, sampled, options_));
-      if (s.as_prefill) {
-        const auto& answer = (sampled ? seeded_ : greedy_)[i].tokens;
-        requests[i].prompt.insert(requests[i].prompt.end(), answer.begin(), answer.end());
-        requests[i].max_tokens = 0;
-      }
-      longest = std::max(longest, requests[i].prompt.size());
-    }
-    const auto engine = make_engine(s, static_cast<int64_t>(longest) + options_.decode_tokens + 1);
-    if (s.warm_cache) play_once(*engine, s, requests, {});
-    Trace trace;
+                      std::map<size_t, VerifyDifference>& differences) const {
+  const auto traces_of = [&](const VerifySetting& s) {
+    const std::vector<Request> requests = make_requests(s, prompts, sampled);
+    const auto engine = make_engine(s, requests);
+    std::map<size_t, Trace> traces;
     Listener listener;
-    listener.on_trace = [&](size_t prompt, const Trace& t) {
-      if (prompt == index) trace = t;
+    listener.on_op = [&](size_t prompt, int32_t position, int64_t layer, std::string_view op,
+                         std::span<const std::byte> output) {
+      if (differences.contains(prompt)) traces[prompt][position].push_back({layer, std::string(op), digest_of(output)});
     };
+    listener.on_logits = [&](size_t prompt, int32_t position, std::span<const float> logits) {
+      if (differences.contains(prompt))
+        traces[prompt][position].push_back({-1, kHead, digest_of(std::as_bytes(logits))});
+    };
+    if (s.warm_cache) play_once(*engine, s, requests, listener);
     play_once(*engine, s, requests, listener);
-    return trace;
+    return traces;
   };
-  const Trace want = trace_of({.name = "baseline"}), got = trace_of(setting);
-  for (const auto& [position, ops] : want) {
-    const auto other = got.find(position);
-    if (position > d.position || other == got.end()) continue;
-    for (size_t i = 0; i < std::min(ops.size(), other->second.size()); i++) {
-      if (ops[i].digest == other->second[i].digest) continue;
-      d.position = position;
-      d.layer = ops[i].layer;
-      d.op = ops[i].op;
-      return;
-    }
+  std::map<size_t, Trace> want = traces_of({.name = "baseline"}), got = traces_of(setting);
+  for (auto& [prompt, d] : differences) {
+    // A token is sampled from the logits of the position before it.
+    const bool token = d.what == "token";
+    d.layer = -1;
+    first_difference(want[prompt], got[prompt], token ? d.position - 1 : d.position, d);
+    if (d.op.empty() && token) d.op = kSample;
   }
-  d.layer = -1;
 }
 
 std::vector<VerifyRow> Verifier::run(const std::vector<VerifyPrompt>& prompts,

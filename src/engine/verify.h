@@ -2,6 +2,7 @@
 // Proves the contract on this machine: the same prompts through every setting that must not matter, logits compared by
 // bytes.
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,8 +40,8 @@ struct VerifySetting {
 struct VerifyDifference {
   std::string prompt;
   int32_t position = 0;  // the first position whose logits or token differ
-  int64_t layer = 0;     // where the difference first appears; -1: embedding or head
-  std::string op;        // "" where the operators agree and only the logits or the sampled token differ
+  int64_t layer = 0;     // where the difference first appears; -1: embedding, head or sampling
+  std::string op;        // "embed", "qkv", …, "head", "sample"; "" where a second, traced run did not differ
   std::string what;      // "logits", "token"
 };
 
@@ -73,11 +74,13 @@ class Verifier {
  private:
   struct Trail;  // what one prompt gave: tokens, and each position's logits
 
-  std::unique_ptr<Engine> make_engine(const VerifySetting& setting, int64_t longest) const;
+  std::vector<Request> make_requests(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
+                                     bool sampled) const;
+  std::unique_ptr<Engine> make_engine(const VerifySetting& setting, const std::vector<Request>& requests) const;
   std::vector<Trail> play(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled) const;
   VerifyRow compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled) const;
-  void locate(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled, size_t index,
-              VerifyDifference& d) const;
+  void locate(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled,
+              std::map<size_t, VerifyDifference>& differences) const;
 
   std::shared_ptr<const Checkpoint> file_;
   BackendFactory factory_;
