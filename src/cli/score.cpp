@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstdint>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -51,7 +52,8 @@ std::vector<int32_t> read_tokens(const ScoreFlags& f, const Session& session, co
   require(parsed.is_array(), "{}: not a JSON array of token ids", f.tokens);
   std::vector<int32_t> ids;
   for (const auto& id : parsed) {
-    require(id.is_number_integer(), "{}: {} is not a token id", f.tokens, id.dump());
+    const bool fits = id.is_number_integer() && id.is_number_unsigned() && id.get<uint64_t>() <= INT32_MAX;
+    require(fits, "{}: {} is not a token id", f.tokens, id.dump());
     ids.push_back(id.get<int32_t>());
   }
   return ids;

@@ -64,7 +64,7 @@ std::vector<VerifyPrompt> make_prompts(const Session& session, bool quick) {
 }
 
 std::string describe(const VerifyDifference& d) {
-  std::string at = d.op.empty()  ? "every operator agrees"
+  std::string at = d.op.empty()  ? "a second, traced run did not differ"
                    : d.layer < 0 ? d.op
                                  : fmt::format("layer {}, {}", d.layer, d.op);
   return fmt::format("    {}: {} differ at position {}: {}", d.prompt, d.what, d.position, at);
@@ -222,9 +222,11 @@ void add_verify(CLI::App& app, Command& command) {
       ->check(CLI::Range(1, 4096));
   sub->add_option("--batches", f->batches, "Batch sizes instead of 1, 2, 7, 32")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::Range(1, 4096));
   sub->add_option("--chunks", f->chunks, "Prefill chunks instead of 1, 16, 64, 37")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::Range(1, 1 << 20));
   sub->add_option("--seed", f->options.seed, "Seed of the sampled runs")->capture_default_str();
   sub->add_flag("--quick", f->quick, "Fewer prompts and settings");
