@@ -368,7 +368,7 @@ struct Exchange {  // from one CTA to every other
 };
 
 constexpr int kHistogramBins = 2048;  // of a level of the exact selection
-constexpr int kDistanceBins = 384;
+constexpr int kDistanceBins = 768;
 constexpr int kListCapacity = 4096;  // candidates a CTA keeps
 constexpr int kSortCapacity = kSampleThreads;
 constexpr int kStages = 3;
@@ -429,8 +429,10 @@ __device__ inline uint64_t cta_sum_before(SampleShared& s, uint64_t v) {
   __syncthreads();
   if (lane == 31) s.warp_sums[warp] = sum;
   __syncthreads();
-  for (int w = 0; w < warp; w++) sum += s.warp_sums[w];
-  return sum - v;
+  uint64_t before = lane < warp ? s.warp_sums[lane % kSampleWarps] : 0;
+#pragma unroll
+  for (int h = 16; h > 0; h /= 2) before += __shfl_xor_sync(kAllLanes, before, h);
+  return before + sum - v;
 }
 
 __device__ inline Winner warp_best(const Winner& w) {
