@@ -1,7 +1,22 @@
 #pragma once
 // Which of Highway's targets are built. Include before hwy/foreach_target.h; one source gives scalar (EMU128), SSE4,
 // AVX2, AVX-512 and NEON code, and all must give the same bytes. The left-out ones (SSSE3, SVE) gain nothing here.
+// Sanitizers make vector code take minutes to compile: they see one vector target, and no loop unrolled.
+#if defined(__SANITIZE_ADDRESS__)
+#define ISOBIT_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ISOBIT_SANITIZED 1
+#endif
+#endif
+#ifdef ISOBIT_SANITIZED
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#define ISOBIT_UNROLL(n)
+#else
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#define ISOBIT_UNROLL(n) HWY_UNROLL(n)
+#endif
 #include "hwy/targets.h"
 
 namespace isobit::cpu {
