@@ -8,9 +8,9 @@ enum class RopeLayout : uint8_t {
   kHalves,       // pairs (i, i + dim/2): NeoX, Qwen, Gemma
 };
 
-// From the fused projection's accumulators to what attention reads: optional QK-norm (rule N8 over head_dim), rotation of q
-// and k (rule N9), one rounding, and k, v written to their cache slots. The cache stays finite (rule N21): a k or v that is
-// not is stored as +0. Where any element of q, k or v is not finite after rounding, nonfinite[t] = 1.
+// From the fused projection's accumulators to what attention reads: optional QK-norm (rule N8 over head_dim), rotation
+// of q and k (rule N9), one rounding, and k, v written to their cache slots. The cache stays finite (rule N21): a k or
+// v that is not is stored as +0. Where any element of q, k or v is not finite after rounding, nonfinite[t] = 1.
 struct RopeCacheArgs {
   const float* qkv = nullptr;          // [count, (q_heads + 2·kv_heads)·head_dim]: q heads, k heads, v heads
   const int32_t* positions = nullptr;  // [count]
