@@ -55,10 +55,12 @@ HWY_INLINE V LoadF16(const std::byte* p) {
 }
 HWY_INLINE V LoadF32(const std::byte* p) { return hn::LoadU(kF, reinterpret_cast<const float*>(p)); }
 
-// The weights D·code + M of one output a lane, rounded to bf16 by two operations: with p = 2^16·w,
-// hi = p - fl(p - w), where the subtraction drops what is under bf16's last bit (to nearest, ties to even, since at a
-// tie the last kept bit of p is 0). If p - w falls into the binade under p's, w's low bits are under 2^8 and vanish
-// too.
+// w rounded to bf16, from p = 2^16·w, by two operations: hi = p - fl(p - w), where the subtraction drops what is under
+// bf16's last bit (to nearest, ties to even, since at a tie the last kept bit of p is 0). If p - w falls into the
+// binade under p's, w's low bits are under 2^8 and vanish too.
+HWY_INLINE V RoundScaled(V p) { return hn::Add(p, hn::Mul(p, hn::Set(kF, -65535.0f / 65536.0f))); }
+
+// The weights D·code + M of one output a lane.
 struct Scale {
   V d, m;  // 2^16 times the format's
 
@@ -67,12 +69,9 @@ struct Scale {
     d = hn::Mul(scale, up);
     m = hn::Mul(min, up);
   }
-  HWY_INLINE V Weight(VU code) const { return Weight(code, d); }
-  // The code 2^i times too large, its scale 2^i times too small: a code is masked out of its word and not shifted.
-  HWY_INLINE V Weight(VU code, V scale) const {
+  HWY_INLINE V Weight(VU code) const {
     const V q = hn::ConvertTo(kF, hn::BitCast(kI, code));
-    const V p = hn::MulAdd(scale, q, m);  // the product is exact: one rounding or two are the same
-    return hn::Add(p, hn::Mul(p, hn::Set(kF, -65535.0f / 65536.0f)));
+    return RoundScaled(hn::MulAdd(d, q, m));  // the product is exact: one rounding or two are the same
   }
 };
 
@@ -126,30 +125,29 @@ HWY_INLINE void UnpackPlain(const std::byte* pairs, float* w, uint8_t* exponent)
   }
 }
 
+// The scales of one group (or half of one), as the format keeps them.
+HWY_INLINE Scale LoadScale(PanelFormat f, const std::byte* g, size_t c, int half) {
+  if (f == PanelFormat::kNibble || f == PanelFormat::kByteA) return {LoadF16(g + 2 * c), LoadF16(g + 2 * (kPanel + c))};
+  if (f == PanelFormat::kByte) {
+    const V d = LoadF16(g + 2 * c);
+    return {d, hn::Mul(d, hn::Set(kF, -128.0f))};
+  }
+  if (f == PanelFormat::kByteF) g += 2 * half * kPanel * 4;
+  return {LoadF32(g + 4 * c), LoadF32(g + 4 * (kPanel + c))};
+}
+
 // One group of 32 k, the lanes from column c on.
 HWY_INLINE void UnpackGroup(PanelFormat f, const std::byte* g, size_t c, float* w, uint8_t* exponent) {
   w += c;
   exponent += 4 * c;
-  switch (f) {
-    case PanelFormat::kBF16:
-      return UnpackPlain(g + 4 * c, w, exponent);
-    case PanelFormat::kNibble:
-      return UnpackNibbles({LoadF16(g + 2 * c), LoadF16(g + 2 * (kPanel + c))}, g + kPanel * 4 + 4 * c, w, exponent);
-    case PanelFormat::kNibbleF:
-      return UnpackNibbles({LoadF32(g + 4 * c), LoadF32(g + 4 * (kPanel + c))}, g + kPanel * 8 + 4 * c, w, exponent);
-    case PanelFormat::kByte: {
-      const V d = LoadF16(g + 2 * c);
-      return UnpackBytes({d, hn::Mul(d, hn::Set(kF, -128.0f))}, g + kPanel * 2 + 4 * c, 8, w, exponent);
-    }
-    case PanelFormat::kByteA:
-      return UnpackBytes({LoadF16(g + 2 * c), LoadF16(g + 2 * (kPanel + c))}, g + kPanel * 4 + 4 * c, 8, w, exponent);
-    case PanelFormat::kByteF:
-      for (int h = 0; h < 2; h++) {
-        const std::byte* s = g + 2 * h * kPanel * 4;
-        UnpackBytes({LoadF32(s + 4 * c), LoadF32(s + 4 * (kPanel + c))}, g + kPanel * (16 + 16 * h) + 4 * c, 4,
-                    w + h * 16 * kPanel, exponent + h * 16 * kPanel);
-      }
+  if (f == PanelFormat::kBF16) return UnpackPlain(g + 4 * c, w, exponent);
+  const Scale scale = LoadScale(f, g, c, 0);
+  if (f == PanelFormat::kNibble || f == PanelFormat::kNibbleF) {
+    return UnpackNibbles(scale, g + group_bytes(f) - kPanel * 16 + 4 * c, w, exponent);
   }
+  const std::byte* codes = g + group_bytes(f) - kPanel * 32 + 4 * c;
+  UnpackBytes(scale, codes, 4, w, exponent);
+  UnpackBytes(LoadScale(f, g, c, 1), codes + kPanel * 16, 4, w + 16 * kPanel, exponent + 16 * kPanel);
 }
 
 void UnpackSlice(const PackedLinear::Panel& p, int64_t group, int64_t groups, GemmScratch& s) {
@@ -252,7 +250,7 @@ HWY_INLINE void Chain(const float* w, const uint8_t* exponent, int64_t steps, co
       up[r] = ScaleUp(LargestExponent(exponent + s * 16 * kPanel + 4 * c, rows[r].below + 16 * s), acc[r]);
       sum[r] = Cut(hn::Mul(acc[r], up[r]));
     }
-    HWY_UNROLL(16)
+    ISOBIT_UNROLL(16)
     for (int i = 0; i < 16; i++) {
       const V wi = hn::LoadU(kF, ws + i * kPanel);
       for (int r = 0; r < kRows; r++) {
@@ -286,51 +284,35 @@ void ChainGeneral(const GemmJob& job, const GemmScratch& s, int64_t row, int64_t
 
 #if HWY_TARGET != HWY_SCALAR
 // One row, the weights used as they are unpacked: 16 products of a step wait in memory for the scale they will get.
-template <PanelFormat kFormat>
+// kBits: 4 or 8 of a code, or 16: plain bf16.
+template <int kBits>
 struct Single {
-  static constexpr bool kPlain = kFormat == PanelFormat::kBF16;
-  static constexpr int kBits = kFormat == PanelFormat::kNibble || kFormat == PanelFormat::kNibbleF ? 4 : 8;
   static constexpr int kCodes = 32 / kBits;  // in a word
-  static constexpr size_t kCodesAt = group_bytes(kFormat) - kPanel * 4 * kBits;
 
   V scale[kCodes], min;  // of the group, as Scale's; scale[i] for codes i places up their word
   V product[16];
-  VU largest;  // words of 16 bits: exponent and mantissa of |w|, less what the activation lies under
-               // kActivationExponentMax
+  VU largest;  // 16-bit words: exponent and mantissa of |w|, less what the activation lies under kActivationExponentMax
 
   HWY_INLINE Single() {}  // not the implicit one, which would be compiled for the baseline
 
-  HWY_INLINE void SetScale(V d, V m) {
-    const Scale s(d, m);
+  HWY_INLINE void SetScale(const Scale& s) {
     min = s.m;
     for (int i = 0; i < kCodes; i++) {
-      scale[i] =
-          i == 0 || i == kCodes - 1 ? s.d : hn::Mul(s.d, hn::Set(kF, 1.0f / static_cast<float>(1u << (kBits * i))));
+      const bool shifted = i == 0 || i == kCodes - 1;
+      scale[i] = shifted ? s.d : hn::Mul(s.d, hn::Set(kF, 1.0f / static_cast<float>(1u << (kBits * i))));
     }
   }
 
-  HWY_INLINE void LoadScale(const std::byte* g, size_t c, int half) {
-    if constexpr (kFormat == PanelFormat::kNibble || kFormat == PanelFormat::kByteA) {
-      if (half == 0) SetScale(LoadF16(g + 2 * c), LoadF16(g + 2 * (kPanel + c)));
-    } else if constexpr (kFormat == PanelFormat::kNibbleF) {
-      if (half == 0) SetScale(LoadF32(g + 4 * c), LoadF32(g + 4 * (kPanel + c)));
-    } else if constexpr (kFormat == PanelFormat::kByte) {
-      const V d = LoadF16(g + 2 * c);
-      if (half == 0) SetScale(d, hn::Mul(d, hn::Set(kF, -128.0f)));
-    } else if constexpr (kFormat == PanelFormat::kByteF) {
-      const std::byte* s = g + 2 * half * kPanel * 4;
-      SetScale(LoadF32(s + 4 * c), LoadF32(s + 4 * (kPanel + c)));
-    }
-  }
-
-  // Code i of the words.
+  // Weight i of a word. Codes are masked out and not shifted down: scale[i] makes up for it.
   HWY_INLINE V Weight(VU words, int i) const {
-    constexpr uint32_t kMask = (1u << kBits) - 1;
-    const VU code =
-        i == kCodes - 1 ? hn::ShiftRight<32 - kBits>(words) : hn::And(words, hn::Set(kU, kMask << (kBits * i)));
-    const V q = hn::ConvertTo(kF, hn::BitCast(kI, code));
-    const V p = hn::MulAdd(scale[i], q, min);
-    return hn::Add(p, hn::Mul(p, hn::Set(kF, -65535.0f / 65536.0f)));
+    if constexpr (kBits == 16) {
+      return hn::BitCast(kF, i == 0 ? hn::ShiftLeft<16>(words) : hn::And(words, hn::Set(kU, 0xffff0000)));
+    } else {
+      constexpr uint32_t kMask = (1u << kBits) - 1;
+      const VU code =
+          i == kCodes - 1 ? hn::ShiftRight<32 - kBits>(words) : hn::And(words, hn::Set(kU, kMask << (kBits * i)));
+      return RoundScaled(hn::MulAdd(scale[i], hn::ConvertTo(kF, hn::BitCast(kI, code)), min));
+    }
   }
 
   HWY_INLINE void Pair(V w0, V w1, int k, const float* value, const uint32_t* below) {
@@ -343,24 +325,13 @@ struct Single {
     product[k + 1] = hn::Mul(w1, hn::Set(kF, value[k + 1]));
   }
 
-  // Products of half (0, 1) of a group, at the lanes from column c on.
-  HWY_INLINE void Multiply(const std::byte* g, size_t c, int half, const float* value, const uint32_t* below) {
+  // The 16 products of a step, whose words are at `codes`.
+  HWY_INLINE void Multiply(const std::byte* codes, const float* value, const uint32_t* below) {
     largest = hn::Zero(kU);
-    if constexpr (kPlain) {
-      HWY_UNROLL(8)
-      for (int k = 0; k < 16; k += 2) {
-        const VU x = LoadCodes(g + (half * 8 + k / 2) * kPanel * 4 + 4 * c);
-        Pair(hn::BitCast(kF, hn::ShiftLeft<16>(x)), hn::BitCast(kF, hn::And(x, hn::Set(kU, 0xffff0000))), k, value,
-             below);
-      }
-      return;
-    }
-    LoadScale(g, c, half);
-    const std::byte* codes = g + kCodesAt + half * 8 * kBits * kPanel / 4 + 4 * c;
-    HWY_UNROLL(4)
+    ISOBIT_UNROLL(8)
     for (int k = 0; k < 16; k += kCodes) {
       const VU words = LoadCodes(codes + k / kCodes * kPanel * 4);
-      HWY_UNROLL(4)
+      ISOBIT_UNROLL(4)
       for (int i = 0; i < kCodes; i += 2) Pair(Weight(words, i), Weight(words, i + 1), k + i, value, below);
     }
   }
@@ -370,7 +341,7 @@ struct Single {
     const auto both = hn::Max(hn::BitCast(d16, largest), hn::BitCast(d16, hn::ShiftLeft<16>(largest)));
     const V up = ScaleUp(hn::Add(hn::BitCast(kU, both), hn::Set(kU, kLift << 24)), acc);
     VI s0 = Cut(hn::Mul(acc, up)), s1 = hn::Zero(kI);
-    HWY_UNROLL(8)
+    ISOBIT_UNROLL(8)
     for (int i = 0; i < 16; i += 2) {
       s0 = Settle(hn::Add(s0, Cut(hn::Mul(product[i], up))));
       s1 = Settle(hn::Add(s1, Cut(hn::Mul(product[i + 1], up))));
@@ -379,18 +350,25 @@ struct Single {
   }
 };
 
-// kPanel chains of one row over `steps` steps from k on; two vectors of lanes at a time hide each other's latency.
-template <PanelFormat kFormat>
-HWY_NOINLINE void SingleChains(const std::byte* groups, int64_t steps, const float* value, const uint32_t* below,
-                               float* acc) {
-  const size_t other = Width() < kPanel ? Width() : 0;
+// kPanel chains of one row over `steps` steps; two vectors of lanes at a time hide each other's latency.
+template <int kBits>
+HWY_NOINLINE void SingleChains(PanelFormat f, const std::byte* groups, int64_t steps, const float* value,
+                               const uint32_t* below, float* acc) {
+  const size_t other = Width() < kPanel ? Width() : 0, bytes = group_bytes(f);
+  const size_t codes_at = bytes - kPanel * 4 * kBits;
   for (size_t c = 0; c < kPanel; c += 2 * Width()) {
-    Single<kFormat> a, b;
+    Single<kBits> a, b;
     V x = hn::LoadU(kF, acc + c), y = hn::LoadU(kF, acc + c + other);
     for (int64_t s = 0; s < steps; s++) {
-      const std::byte* g = groups + static_cast<size_t>(s / 2) * group_bytes(kFormat);
-      a.Multiply(g, c, static_cast<int>(s % 2), value + 16 * s, below + 8 * s);
-      if (other != 0) b.Multiply(g, c + other, static_cast<int>(s % 2), value + 16 * s, below + 8 * s);
+      const std::byte* g = groups + static_cast<size_t>(s / 2) * bytes;
+      const int half = static_cast<int>(s % 2);
+      if (kBits < 16 && (half == 0 || f == PanelFormat::kByteF)) {
+        a.SetScale(LoadScale(f, g, c, half));
+        if (other != 0) b.SetScale(LoadScale(f, g, c + other, half));
+      }
+      const std::byte* codes = g + codes_at + static_cast<size_t>(half * 2 * kBits * kPanel) + 4 * c;
+      a.Multiply(codes, value + 16 * s, below + 8 * s);
+      if (other != 0) b.Multiply(codes + 4 * other, value + 16 * s, below + 8 * s);
       x = a.Step(x);
       if (other != 0) y = b.Step(y);
     }
@@ -399,25 +377,14 @@ HWY_NOINLINE void SingleChains(const std::byte* groups, int64_t steps, const flo
   }
 }
 
-HWY_INLINE void RunSingle(const GemmJob& job, const PackedLinear::Panel& p, int64_t row, int64_t k, int64_t steps,
-                          float* acc) {
+HWY_INLINE void RunSingle(const GemmJob& job, const PackedLinear::Panel& p, int64_t k, int64_t steps, float* acc) {
   const std::byte* g = p.data + static_cast<size_t>(k / kGroup) * group_bytes(p.format);
-  const float* value = job.x.value + row * job.x.padded + k;
-  const uint32_t* below = job.x.below_pairs + (row * job.x.padded + k) / 2;
-  switch (p.format) {
-    case PanelFormat::kBF16:
-      return SingleChains<PanelFormat::kBF16>(g, steps, value, below, acc);
-    case PanelFormat::kNibble:
-      return SingleChains<PanelFormat::kNibble>(g, steps, value, below, acc);
-    case PanelFormat::kNibbleF:
-      return SingleChains<PanelFormat::kNibbleF>(g, steps, value, below, acc);
-    case PanelFormat::kByte:
-      return SingleChains<PanelFormat::kByte>(g, steps, value, below, acc);
-    case PanelFormat::kByteA:
-      return SingleChains<PanelFormat::kByteA>(g, steps, value, below, acc);
-    case PanelFormat::kByteF:
-      return SingleChains<PanelFormat::kByteF>(g, steps, value, below, acc);
-  }
+  const float* value = job.x.value + k;
+  const uint32_t* below = job.x.below_pairs + k / 2;
+  if (p.format == PanelFormat::kBF16) return SingleChains<16>(p.format, g, steps, value, below, acc);
+  const bool nibbles = p.format == PanelFormat::kNibble || p.format == PanelFormat::kNibbleF;
+  if (nibbles) return SingleChains<4>(p.format, g, steps, value, below, acc);
+  SingleChains<8>(p.format, g, steps, value, below, acc);
 }
 #endif
 
@@ -448,9 +415,8 @@ void RunFast(const GemmJob& job, int64_t begin, int64_t end, int64_t k, int64_t 
     ChainPanel<4>(s.w, s.exponent, steps, rows);
     n = 0;
   }
-  if (n == 3) ChainPanel<3>(s.w, s.exponent, steps, rows);
-  if (n == 2) ChainPanel<2>(s.w, s.exponent, steps, rows);
-  if (n == 1) ChainPanel<1>(s.w, s.exponent, steps, rows);
+  if (n >= 2) ChainPanel<2>(s.w, s.exponent, steps, rows);
+  if (n % 2 != 0) ChainPanel<1>(s.w, s.exponent, steps, rows + n - 1);
 }
 
 // A slice of K for rows [begin, end): acc holds kPanel chains a row.
@@ -471,7 +437,7 @@ void RunChains(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, 
     std::fill_n(acc, values, 0.0f);
 #if HWY_TARGET != HWY_SCALAR
     if (job.x.below_pairs != nullptr && !p.general && job.x.general[begin] == 0) {
-      RunSingle(job, p, begin, start, (stop - start + 15) / 16, acc);
+      RunSingle(job, p, start, (stop - start + 15) / 16, acc);
     } else
 #endif
       for (int64_t at = start; at < stop; at += kSlice) {
