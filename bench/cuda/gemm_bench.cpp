@@ -1,4 +1,5 @@
 // Rows gemm_bf16. With ISOBIT_GEMM_SWEEP set, every tile and cluster that fits is timed and printed to stderr.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -52,11 +53,21 @@ class GemmBench {
     for (const cuda::GemmTile& t : cuda::gemm_tiles()) {
       for (const auto& [cm, cn] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}, {1, 4}, {4, 1}}) {
         if (!gemm_tile_fits(shape, t, cm, cn)) continue;
-        const GemmPlan p = gemm_plan_for(shape, t, cm, cn, kSmCount);
-        if (p.estimated_us > 2.5 * chosen.estimated_us + 2) continue;
-        const bool is = chosen.tile == t && chosen.cluster_m == cm && chosen.cluster_n == cn;
-        std::fprintf(stderr, "%s %dx%d c%dx%d st%d ctas%d: %.2f us (est %.1f)%s\n", name, t.warpgroups * 64, t.tile_n,
-                     cm, cn, p.stages, p.ctas, run(&p), p.estimated_us, is ? " <- plan" : "");
+        const GemmPlan base = gemm_plan_for(shape, t, cm, cn, kSmCount);
+        if (base.estimated_us > 2.0 * chosen.estimated_us + 2) continue;
+        const int stage_bytes = (base.shared_bytes - 1024) / base.stages;
+        std::vector<int> stages = {base.stages};
+        const int paired = std::min(16, (110 << 10) / stage_bytes), alone = std::min(16, (224 << 10) / stage_bytes);
+        if (t.warpgroups == 1 && paired >= 2 && paired != base.stages) stages.push_back(paired);
+        if (alone != base.stages) stages.push_back(alone);
+        for (const int st : stages) {
+          GemmPlan p = base;
+          p.stages = st;
+          p.shared_bytes = st * stage_bytes + 1024;
+          const bool is = chosen.tile == t && chosen.cluster_m == cm && chosen.cluster_n == cn && chosen.stages == st;
+          std::fprintf(stderr, "%s %dx%dx%d c%d%d st%d n%d: %.2f (%.1f)%s\n", name, t.warpgroups * 64, t.tile_n,
+                       64 * t.slices, cm, cn, st, p.ctas, run(&p), p.estimated_us, is ? " <- plan" : "");
+        }
       }
     }
   }

@@ -45,15 +45,23 @@ double graph_us(int calls, const std::function<void(int, cudaStream_t)>& call, i
   cudaEvent_t begin = nullptr, end = nullptr;
   cuda::check(cudaEventCreate(&begin), "event");
   cuda::check(cudaEventCreate(&end), "event");
+  // The clocks rise over milliseconds: replay for 20 ms before the first reading, and read for as long again.
   std::vector<double> times;
-  for (int i = 0; i < repetitions + 2; i++) {
+  double warm_us = 0, read_us = 0;
+  while (static_cast<int>(times.size()) < repetitions || (read_us < 20e3 && times.size() < 400)) {
     cuda::check(cudaEventRecord(begin, stream), "event");
     cuda::check(cudaGraphLaunch(executable, stream), "replay");
     cuda::check(cudaEventRecord(end, stream), "event");
     cuda::check(cudaStreamSynchronize(stream), "replay");
     float ms = 0;
     cuda::check(cudaEventElapsedTime(&ms, begin, end), "event");
-    if (i >= 2) times.push_back(static_cast<double>(ms) * 1e3 / calls);
+    const double us = static_cast<double>(ms) * 1e3;
+    if (warm_us < 20e3) {
+      warm_us += us + 1;
+      continue;
+    }
+    read_us += us;
+    times.push_back(us / calls);
   }
   cudaEventDestroy(begin);
   cudaEventDestroy(end);

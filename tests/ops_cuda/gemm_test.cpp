@@ -308,9 +308,9 @@ TEST(GpuGemm, EveryTileGivesTheSameBits) {
     int64_t m, n, k;
     Epilogue epilogue;
   };
-  constexpr Case kCases[] = {{1, 1000, 1032, Epilogue::kStoreF32},      {50, 328, 4104, Epilogue::kStoreF32},
-                             {200, 2056, 640, Epilogue::kStoreRounded}, {700, 900, 520, Epilogue::kSiluMul},
-                             {2500, 1304, 264, Epilogue::kAddResidual}, {300, 1000, 4096, Epilogue::kStoreF32}};
+  constexpr Case kCases[] = {{1, 1000, 1088, Epilogue::kStoreF32},      {50, 328, 4160, Epilogue::kStoreF32},
+                             {200, 2056, 640, Epilogue::kStoreRounded}, {700, 900, 576, Epilogue::kSiluMul},
+                             {2500, 1304, 320, Epilogue::kAddResidual}, {300, 1000, 4096, Epilogue::kStoreF32}};
   constexpr int kClusters[][2] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}};
   for (const DType type : {DType::kBF16, DType::kF16}) {
     for (const Case& c : kCases) {

@@ -13,6 +13,8 @@
 // One producer warp streams K, then V, then the next unit's K through a ring, so the memory never waits for 2 and 3.
 // A request of several super-blocks leaves partial results in the workspace; the CTA that comes last folds them in
 // ascending order.
+#include <algorithm>
+
 #include "ops/cuda/attention_device.cuh"
 #include "ops/cuda/hopper/cluster.h"
 #include "ops/cuda/hopper/mma.h"
@@ -27,7 +29,8 @@ struct DecodeParams {
   CUtensorMap k, v;
   AttentionArgs args;
   ScoreScale score;
-  int k_box_rows, v_box_rows;
+  int box_rows;  // keys of a copy: 1 << box_shift
+  int box_shift;
   float* partial_o;   // [units, rows, head_dim]
   float* partial_rl;  // [units, rows, 2]
   uint32_t* counters;
@@ -80,7 +83,6 @@ struct Shared {
   float alpha[C::kBlocks][C::kRows];
   float l[C::kRows];
   uint64_t full[C::kStages], empty[C::kStages], exchange[2];
-  int32_t pages[kSuper / 16 + 4];
   int32_t last;
   int32_t requests[1];  // Requests' arrays
 };
@@ -183,53 +185,53 @@ struct Ring {
   }
 };
 
-// One stage: boxes of `box_rows` keys from `start`, those that meet [begin, end).
-template <typename C>
-__device__ inline void load_stage(Shared<C>& s, Ring& ring, const CUtensorMap* map, const AttentionArgs& a,
-                                  const Unit& unit, int start, int keys, int box_rows, int box_bytes, int z,
-                                  uint64_t policy) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int first = max(0, unit.keys_begin - start) / box_rows;
-  const int past = (min(keys, unit.keys_end - start) + box_rows - 1) / box_rows;
-  hopper::mbarrier_wait(&s.empty[ring.stage], ring.phase ^ 1);
-  if (lane == 0) hopper::mbarrier_arrive_expect(&s.full[ring.stage], static_cast<uint32_t>((past - first) * box_bytes));
-  __syncwarp();
-  const int page_size = a.cache.page_size, base_page = unit.super * kSuper / page_size;
-  for (int box = first + lane; box < past; box += 32) {
-    const int position = start + box * box_rows, page = position / page_size;
-    const int row = (s.pages[page - base_page] * a.cache.kv_heads + unit.head) * page_size + position % page_size;
-    hopper::tma_load_3d(s.ring[ring.stage] + box * box_bytes, map, &s.full[ring.stage], 0, row, z, policy);
-  }
-  ring.advance<C::kStages>();
-}
+// Starting a copy takes a warp a while, so kProducers warps share them: box i of a super-block is warp i mod
+// kProducers', whose lane i / kProducers knows its row in the cache.
+constexpr int kProducers = 4;
 
 template <typename C>
 __device__ inline void produce(Shared<C>& s, const DecodeParams& params, int group, int rank, int clusters, int first,
-                               int total) {
+                               int total, int producer) {
   const AttentionArgs& a = params.args;
-  const int lane = static_cast<int>(threadIdx.x) % 32, page_size = a.cache.page_size;
+  const int lane = static_cast<int>(threadIdx.x) % 32, page_size = a.cache.page_size, box_rows = params.box_rows;
+  const int box_shift = params.box_shift;
   const uint64_t policy = hopper::evict_first_policy();
   Ring ring;
   for (int index = first; index < total; index += clusters) {
     const Unit unit = find_unit(a, group, C::kRows, Requests(s.requests, a.requests), index);
     if (unit.keys_begin >= unit.keys_end) continue;
-    const int origin = unit.super * kSuper, base_page = origin / page_size;
-    const int32_t* table = a.page_table + static_cast<int64_t>(unit.request) * a.table_stride;
-    __syncwarp();
-    for (int p = unit.keys_begin / page_size + lane; p <= (unit.keys_end - 1) / page_size; p += 32) {
-      s.pages[p - base_page] = table[p];
+    const int origin = unit.super * kSuper;
+    const int position = origin + ((lane * kProducers + producer) << box_shift);
+    int row = 0;
+    if (position < unit.keys_end && position + box_rows > unit.keys_begin) {
+      const int page = a.page_table[static_cast<int64_t>(unit.request) * a.table_stride + position / page_size];
+      row = (page * a.cache.kv_heads + unit.head) * page_size + position % page_size;
     }
-    __syncwarp();
+    // Boxes of `keys` keys from `start` that meet the unit's keys.
+    const auto load_stage = [&](const CUtensorMap* map, int start, int keys, int row_bytes, int z) {
+      const int low = max(unit.keys_begin, start) - origin, high = min(unit.keys_end, start + keys) - origin;
+      const int begin = low >> box_shift, end = (high + box_rows - 1) >> box_shift;
+      hopper::mbarrier_wait(&s.empty[ring.stage], ring.phase ^ 1);
+      if (lane == 0 && producer == 0) {
+        hopper::mbarrier_arrive_expect(&s.full[ring.stage],
+                                       static_cast<uint32_t>(((end - begin) << box_shift) * row_bytes));
+      }
+      for (int box = begin + ((producer - begin) & (kProducers - 1)); box < end; box += kProducers) {
+        const int box_row = __shfl_sync(~0u, row, box / kProducers);
+        const int offset = ((box << box_shift) - (start - origin)) * row_bytes;
+        if (lane == 0)
+          hopper::tma_load_3d(s.ring[ring.stage] + offset, map, &s.full[ring.stage], 0, box_row, z, policy);
+      }
+      ring.advance<C::kStages>();
+    };
     const int mine = origin + rank * C::kKeysPerCta;
     for (int start = mine; start < mine + C::kKeysPerCta; start += C::kKeys) {
       if (start + C::kKeys <= unit.keys_begin || start >= unit.keys_end) continue;
-      load_stage<C>(s, ring, &params.k, a, unit, start, C::kKeys, params.k_box_rows, params.k_box_rows * C::kDim * 2, 0,
-                    policy);
+      load_stage(&params.k, start, C::kKeys, C::kDim * 2, 0);
     }
     for (int start = origin; start < origin + kSuper; start += C::kValues) {
       if (start + C::kValues <= unit.keys_begin || start >= unit.keys_end) continue;
-      load_stage<C>(s, ring, &params.v, a, unit, start, C::kValues, params.v_box_rows,
-                    params.v_box_rows * C::kColumns * 2, rank * (C::kColumns / C::kVChunk), policy);
+      load_stage(&params.v, start, C::kValues, C::kColumns * 2, rank * (C::kColumns / C::kVChunk));
     }
   }
 }
@@ -322,6 +324,15 @@ class Consumer {
             a_.mask == nullptr ? nullptr : a_.mask + static_cast<int64_t>(token_of(unit, q)) * a_.mask_stride};
   }
 
+  // Rounds of 128 keys of this CTA's share that hold keys of the unit; the others are not touched.
+  struct Rounds {
+    int first, past;
+  };
+  __device__ Rounds rounds_of(const Unit& unit) const {
+    const int mine = unit.super * kSuper + rank_ * C::kKeysPerCta;
+    return {max(0, unit.keys_begin - mine) / 128, min(max(0, unit.keys_end - mine + 127) / 128, C::kWarpGroups)};
+  }
+
   __device__ void scores(const Unit& unit) {
     uint32_t q[C::kNt][C::kDim / 16][2];
     QueryRange range[C::kNt][2];
@@ -347,13 +358,15 @@ class Consumer {
     }
     constexpr int kStageGroups = C::kKeys / kGroupKeys, kStagesPerRound = kWarps / kStageGroups;
     const int mine = unit.super * kSuper + rank_ * C::kKeysPerCta;
-    const uint32_t box_bytes = static_cast<uint32_t>(params_.k_box_rows * C::kDim * 2);
+    const uint32_t box_bytes = static_cast<uint32_t>(params_.box_rows * C::kDim * 2);
     const int group_row = warp_ % kStageGroups * kGroupKeys;  // of the warp's keys in their stage
-    const uint32_t fragment_row = static_cast<uint32_t>(group_row % params_.k_box_rows + lane_ % 16);
-    const uint32_t fragment_box = static_cast<uint32_t>(group_row / params_.k_box_rows) * box_bytes;
-    const uint32_t chunk_bytes = static_cast<uint32_t>(params_.k_box_rows * C::kKChunk * 2);
+    const uint32_t fragment_row = static_cast<uint32_t>(group_row % params_.box_rows + lane_ % 16);
+    const uint32_t fragment_box = static_cast<uint32_t>(group_row / params_.box_rows) * box_bytes;
+    const uint32_t chunk_bytes = static_cast<uint32_t>(params_.box_rows * C::kKChunk * 2);
+    const Rounds rounds = rounds_of(unit);
 #pragma unroll C::kUnroll
-    for (int j = 0; j < C::kWarpGroups; j++) {
+    for (int j = C::kScoresInShared ? rounds.first : 0; j < (C::kScoresInShared ? rounds.past : C::kWarpGroups); j++) {
+      if (!C::kScoresInShared && (j < rounds.first || j >= rounds.past)) continue;
       float c[C::kNt][4] = {};
 #pragma unroll 1
       for (int sub = 0; sub < kStagesPerRound; sub++) {
@@ -442,14 +455,16 @@ class Consumer {
     constexpr int kOwn = C::kBlocks / C::kCluster, kPerRound = 128 / C::kBlock;
     const int local = rank_ * C::kKeysPerCta, origin = unit.super * kSuper;
     // Blocks without keys leave everything as it is.
+    const int first_block = (unit.keys_begin - origin) / C::kBlock;
     const int past_block = (unit.keys_end - origin + C::kBlock - 1) / C::kBlock;
     if constexpr (C::kCluster > 1) {
 #pragma unroll 1
-      for (int b = 0; b < min(rank_ * kOwn, past_block); b++) grow(b);
+      for (int b = first_block; b < min(rank_ * kOwn, past_block); b++) grow(b);
     }
+    const Rounds rounds = rounds_of(unit);
 #pragma unroll C::kUnroll
-    for (int j = 0; j < C::kWarpGroups; j++) {
-      if (rank_ * kOwn + j * kPerRound >= past_block) break;
+    for (int j = C::kScoresInShared ? rounds.first : 0; j < (C::kScoresInShared ? rounds.past : C::kWarpGroups); j++) {
+      if (!C::kScoresInShared && (j < rounds.first || j >= rounds.past)) continue;
       float r[C::kNt][2];
 #pragma unroll
       for (int h = 0; h < kPerRound; h++) {
@@ -495,7 +510,7 @@ class Consumer {
     }
     if constexpr (C::kCluster > 1) {
 #pragma unroll 1
-      for (int b = (rank_ + 1) * kOwn; b < past_block; b++) grow(b);
+      for (int b = max(first_block, (rank_ + 1) * kOwn); b < past_block; b++) grow(b);
     }
   }
 
@@ -537,8 +552,8 @@ class Consumer {
       }
     }
     const int origin = unit.super * kSuper;
-    const uint32_t box_bytes = static_cast<uint32_t>(params_.v_box_rows * C::kColumns * 2);
-    const uint32_t chunk_bytes = static_cast<uint32_t>(params_.v_box_rows * C::kVChunk * 2);
+    const uint32_t box_bytes = static_cast<uint32_t>(params_.box_rows * C::kColumns * 2);
+    const uint32_t chunk_bytes = static_cast<uint32_t>(params_.box_rows * C::kVChunk * 2);
     const int lane_row = lane_ / 16 * 8 + lane_ % 8, lane_column = lane_ / 8 % 2 * 8;
     // ldmatrix rows: two groups of one query tile, or one group of two.
     const uint32_t p_base = hopper::shared_address(s_.tiles[0][0]) +
@@ -568,8 +583,8 @@ class Consumer {
             uint32_t v[kBatch][4];
 #pragma unroll
             for (int i = 0; i < kBatch; i++) {
-              const int at = key + i * kGroupKeys, box = at / params_.v_box_rows;
-              const uint32_t row = static_cast<uint32_t>(at - box * params_.v_box_rows + lane_row);
+              const int at = key + i * kGroupKeys, box = at >> params_.box_shift;
+              const uint32_t row = static_cast<uint32_t>(at - (box << params_.box_shift) + lane_row);
               hopper::ldmatrix_x4_trans(
                   v[i], tile_base + static_cast<uint32_t>(box) * box_bytes + swizzled<C::kVChunk>(row, inner));
             }
@@ -691,17 +706,27 @@ class Consumer {
     for (int i = tid_; i < rows * C::kColumns; i += kConsumers) {
       const int q = i / C::kColumns, column = rank_ * C::kColumns + i % C::kColumns;
       float r = minus_inf(), l = 0.0f, o = 0.0f;
-#pragma unroll 4
-      for (int s = 0; s < unit.supers; s++) {
-        const int64_t row = (static_cast<int64_t>(unit.first_unit) + static_cast<int64_t>(s) * slice) * C::kRows + q;
-        const float2 rl = __ldcg(reinterpret_cast<const float2*>(params_.partial_rl + row * 2));
-        const float later = __ldcg(params_.partial_o + row * C::kDim + column);
-        if (rl.x == minus_inf()) continue;
-        const FoldFactors f = attention_fold(r, rl.x);
-        const bool first = r == minus_inf();
-        l = first ? rl.y : attention_fold_value(l, rl.y, f);
-        o = first ? later : attention_fold_value(o, later, f);
-        r = f.r;
+      constexpr int kBatch = 8;  // loads in flight
+      for (int first = 0; first < unit.supers; first += kBatch) {
+        float2 rl[kBatch];
+        float later[kBatch];
+#pragma unroll
+        for (int s = 0; s < kBatch; s++) {
+          const int super = min(first + s, unit.supers - 1);
+          const int64_t row =
+              (static_cast<int64_t>(unit.first_unit) + static_cast<int64_t>(super) * slice) * C::kRows + q;
+          rl[s] = __ldcg(reinterpret_cast<const float2*>(params_.partial_rl + row * 2));
+          later[s] = __ldcg(params_.partial_o + row * C::kDim + column);
+        }
+#pragma unroll
+        for (int s = 0; s < kBatch; s++) {
+          if (first + s >= unit.supers || rl[s].x == minus_inf()) continue;
+          const FoldFactors f = attention_fold(r, rl[s].x);
+          const bool copy = r == minus_inf();
+          l = copy ? rl[s].y : attention_fold_value(l, rl[s].y, f);
+          o = copy ? later[s] : attention_fold_value(o, later[s], f);
+          r = f.r;
+        }
       }
       if (r == minus_inf()) {
         write(unit, q, column, 0.0f, 0.0f);
@@ -760,7 +785,7 @@ __global__ void __launch_bounds__(kThreads, C::kMinCtas) attention_decode(const 
   const int clusters = static_cast<int>(gridDim.x) / C::kCluster, first = static_cast<int>(blockIdx.x) / C::kCluster;
   if (warp >= kWarps) {
     hopper::lower_registers<C::kProducerRegisters>();
-    if (warp == kWarps) produce<C>(s, params, group, rank, clusters, first, total);
+    produce<C>(s, params, group, rank, clusters, first, total, warp - kWarps);
   } else {
     hopper::raise_registers<C::kConsumerRegisters>();
     Consumer<C> consumer(s, params, group, rank);
@@ -776,9 +801,8 @@ void launch_config(const AttentionArgs& args, int units, const KernelContext& co
   DecodeParams params = {};
   params.args = args;
   params.score = score_scale(args);
-  params.k_box_rows = page_rows < C::kKeys ? page_rows : C::kKeys;
-  params.v_box_rows = page_rows < C::kValues ? page_rows : C::kValues;
-  if (params.v_box_rows > 256) params.v_box_rows = 256;
+  params.box_rows = std::min({page_rows, C::kKeys, C::kValues, 256});
+  while ((1 << params.box_shift) < params.box_rows) params.box_shift++;
   params.counters = context.counters;
   params.partial_o = static_cast<float*>(context.workspace);
   params.partial_rl = params.partial_o + static_cast<int64_t>(units) * C::kRows * C::kDim;
@@ -795,8 +819,8 @@ void launch_config(const AttentionArgs& args, int units, const KernelContext& co
                       : chunk == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
                                     : CU_TENSOR_MAP_SWIZZLE_32B);
   };
-  params.k = map(cache.k, C::kKChunk, C::kDim, params.k_box_rows);
-  params.v = map(cache.v, C::kVChunk, C::kColumns, params.v_box_rows);
+  params.k = map(cache.k, C::kKChunk, C::kDim, params.box_rows);
+  params.v = map(cache.v, C::kVChunk, C::kColumns, params.box_rows);
   const int resident = context.sm_count * C::kMinCtas / C::kCluster;
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>((units < resident ? units : resident) * C::kCluster));

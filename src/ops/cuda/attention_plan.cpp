@@ -50,7 +50,7 @@ bool plan_decode(const AttentionArgs& a, const AttentionResources& resources, At
 bool plan_prefill(const AttentionArgs& a, const AttentionResources& resources, AttentionPlan& plan) {
   const int d = a.cache.head_dim;
   const int64_t group = a.q_heads / a.cache.kv_heads;
-  if (group > 64) return false;
+  if (group > 64 || a.soft_cap > 0.0f || a.mask != nullptr) return false;
   const auto tiles = [&](int warpgroups) {
     const int64_t tokens = 64 * warpgroups / group;
     return alike(a) ? a.requests * ceil_div(a.max_query, tokens) : a.tokens / tokens + a.requests;

@@ -33,8 +33,10 @@ namespace prefill {
 
 constexpr int kSuper = numerics::kAttentionSuperBlock;
 
-template <int kHeadDim, int kWarpgroups, bool kHalf>
+// kExtras: soft cap and mask bits, whose code costs the plain case registers.
+template <int kHeadDim, int kWarpgroups, bool kHalf, bool kWithExtras = false>
 struct Config {
+  static constexpr bool kExtras = kWithExtras;
   static constexpr int kDim = kHeadDim, kWgs = kWarpgroups, kRows = 64 * kWgs;
   static constexpr bool kF16 = kHalf;
   static constexpr numerics::Operand kKind = kHalf ? numerics::Operand::kF16 : numerics::Operand::kBF16;
@@ -46,7 +48,7 @@ struct Config {
   static constexpr int kStages = (225 * 1024 - kQBytes - kFoldBytes) / (2 * kBlockBytes) > 4
                                      ? 4
                                      : (225 * 1024 - kQBytes - kFoldBytes) / (2 * kBlockBytes);
-  static constexpr int kConsumerRegisters = kWgs == 3 ? 160 : kWgs == 2 ? 240 : 256;
+  static constexpr int kConsumerRegisters = kWgs == 3 ? 160 : 232, kProducerRegisters = kWgs == 3 ? 32 : 40;
   static_assert(kStages >= 2);
 };
 
@@ -151,11 +153,14 @@ struct Slot {
   }
 };
 
+// By kProducers warps, each a share of a block's boxes: starting a copy takes a warp a while.
+constexpr int kProducers = 4;
+
 template <typename C>
-__device__ inline void produce(Shared<C>& s, const PrefillParams& params, int group, int total) {
+__device__ inline void produce(Shared<C>& s, const PrefillParams& params, int group, int total, int producer) {
   const AttentionArgs& a = params.args;
   const int lane = static_cast<int>(threadIdx.x) % 32, page_size = a.cache.page_size;
-  const int boxes = C::kBlock / params.box_rows;  // of a block; lane = box % boxes, chunks beyond
+  const int boxes = C::kBlock / params.box_rows;  // of a block and chunk, a power of two; a lane knows one's row
   const uint64_t keep = hopper::evict_last_policy(), once = hopper::evict_first_policy();
   Slot k_slot, v_slot;
   uint32_t q_phase = 0;
@@ -168,7 +173,7 @@ __device__ inline void produce(Shared<C>& s, const PrefillParams& params, int gr
     if (t.begin >= t.end) continue;
     hopper::mbarrier_wait(&s.q_empty, q_phase ^ 1);
     q_phase ^= 1;
-    if (lane == 0) {
+    if (lane == 0 && producer == 0) {
       hopper::mbarrier_arrive_expect(&s.q_full, static_cast<uint32_t>(params.tile_tokens * group * C::kDim * 2));
       for (int c = 0; c < C::kChunks; c++) {
         hopper::tma_load_3d(s.q + c * C::kRows * 128, &params.q, &s.q_full, c * 64, t.head * group,
@@ -186,14 +191,14 @@ __device__ inline void produce(Shared<C>& s, const PrefillParams& params, int gr
     const auto load = [&](uint8_t* to, const CUtensorMap* map, uint64_t* full, int row, int block) {
       const int low = max(t.begin - block * C::kBlock, 0) / params.box_rows;
       const int high = (min(t.end - block * C::kBlock, C::kBlock) + params.box_rows - 1) / params.box_rows;
-      if (lane == 0) {
+      if (lane == 0 && producer == 0) {
         hopper::mbarrier_arrive_expect(full, static_cast<uint32_t>((high - low) * params.box_rows * C::kDim * 2));
       }
-      __syncwarp();
-      if (row < 0) return;
-      // Lanes beyond the boxes take the further chunks.
-      for (int c = lane / boxes; c < C::kChunks; c += max(1, 32 / boxes)) {
-        hopper::tma_load_2d(to + c * C::kBlock * 128 + lane % boxes * params.box_rows * 128, map, full, c * 64, row,
+      for (int i = producer; i < boxes * C::kChunks; i += kProducers) {
+        const int box = i & (boxes - 1), chunk = i / boxes;
+        const int box_row = __shfl_sync(~0u, row, box);
+        if (lane != 0 || box_row < 0) continue;
+        hopper::tma_load_2d(to + chunk * C::kBlock * 128 + box * params.box_rows * 128, map, full, chunk * 64, box_row,
                             keep);
       }
     };
@@ -240,6 +245,13 @@ __device__ inline void multiply_if(bool any, float* d, float a0, float a1) {
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
         "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
       : "f"(a0), "f"(a1), "r"(static_cast<uint32_t>(any)));
+}
+
+// Ends the life of what the registers held, without an instruction.
+template <int n>
+__device__ inline void forget(float (&d)[n]) {
+#pragma unroll
+  for (int i = 0; i < n; i++) asm volatile("" : "=f"(d[i]));
 }
 
 template <typename C>
@@ -289,7 +301,8 @@ class Consumer {
     if (row_of(h) >= t.rows) return {0, -1, nullptr};
     const int token = token_of(t, h), position = t.kv_len - t.added + token;
     return {first_key(a_, position), a_.causal ? position : t.kv_len - 1,
-            a_.mask == nullptr ? nullptr : a_.mask + static_cast<int64_t>(t.query_start + token) * a_.mask_stride};
+            !C::kExtras || a_.mask == nullptr ? nullptr
+                                              : a_.mask + static_cast<int64_t>(t.query_start + token) * a_.mask_stride};
   }
 
   // Waits for this warpgroup's turn at the tensor cores, and passes it on.
@@ -303,7 +316,7 @@ class Consumer {
   __device__ void issue_scores() {
     const uint64_t q = hopper::k_major_descriptor(s_.q + wg_ * 64 * 128);
     const uint64_t k = hopper::k_major_descriptor(s_.k[k_slot_.stage]);
-    hopper::pin_registers(scores_);
+    forget(scores_);
     hopper::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < C::kDim / 16; i++) {
@@ -344,11 +357,13 @@ class Consumer {
 
   // Scores to probabilities, in place; updates R and l. Returns α of the thread's two rows.
   __device__ void softmax(const Tile& t, int start, float (&alpha)[2]) {
-    if (params_.score.inner > 0.0f) {
+    if (C::kExtras && params_.score.inner > 0.0f) {
 #pragma unroll
       for (int i = 0; i < C::kBlock / 2; i++) scores_[i] = capped_score(params_.score, scores_[i]);
     }
-    if (start < t.seen_by_all_begin || start + C::kBlock > t.seen_by_all_end || a_.mask != nullptr) mask(start);
+    if (start < t.seen_by_all_begin || start + C::kBlock > t.seen_by_all_end || (C::kExtras && a_.mask != nullptr)) {
+      mask(start);
+    }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       float m = minus_inf();
@@ -385,17 +400,22 @@ class Consumer {
           if (key < lo || key > hi) scores_[4 * j + 2 * h + i] = minus_inf();
         }
       }
-      if (range_[h].mask == nullptr) continue;
+      if constexpr (C::kExtras) {
+        if (range_[h].mask != nullptr) mask_bits(start, h);
+      }
+    }
+  }
+
+  __device__ void mask_bits(int start, int h) {
 #pragma unroll
-      for (int w = 0; w < C::kBlock / 64; w++) {
-        if (start + 64 * w > range_[h].hi) continue;
-        const uint64_t word = range_[h].mask[start / 64 + w] >> (2 * x_);
+    for (int w = 0; w < C::kBlock / 64; w++) {
+      if (start + 64 * w > range_[h].hi) continue;
+      const uint64_t word = range_[h].mask[start / 64 + w] >> (2 * x_);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+      for (int j = 0; j < 8; j++) {
 #pragma unroll
-          for (int i = 0; i < 2; i++) {
-            if (((word >> (8 * j + i)) & 1) == 0) scores_[4 * (8 * w + j) + 2 * h + i] = minus_inf();
-          }
+        for (int i = 0; i < 2; i++) {
+          if (((word >> (8 * j + i)) & 1) == 0) scores_[4 * (8 * w + j) + 2 * h + i] = minus_inf();
         }
       }
     }
@@ -624,8 +644,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_prefill(const __grid
   __syncthreads();
   const int total = s.tile_start[a.requests] * a.cache.kv_heads;
   if (warp >= kProducer) {
-    if constexpr (C::kWgs > 1) hopper::lower_registers<24>();
-    if (warp == kProducer) produce<C>(s, params, group, total);
+    if constexpr (C::kWgs > 1) hopper::lower_registers<C::kProducerRegisters>();
+    produce<C>(s, params, group, total, warp - kProducer);
   } else {
     if constexpr (C::kWgs > 1) hopper::raise_registers<C::kConsumerRegisters>();
     Consumer<C> consumer(s, params, group);
@@ -655,19 +675,27 @@ __global__ void __launch_bounds__(kFoldThreads) attention_fold_kernel(const __gr
     const int row = slice * kFoldRows + i / (C::kDim / 4), column = i % (C::kDim / 4) * 4;
     if (row >= t.rows) break;
     float r = minus_inf(), l = 0.0f, o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
-    for (int s = 0; s < t.supers; s++) {
-      const int64_t at =
-          (static_cast<int64_t>(t.first_unit) + static_cast<int64_t>(s) * a.cache.kv_heads) * C::kRows + row;
-      const float2 rl = __ldcg(reinterpret_cast<const float2*>(params.partial_rl + at * 2));
-      const float4 v = __ldcg(reinterpret_cast<const float4*>(params.partial_o + at * C::kDim + column));
-      if (rl.x == minus_inf()) continue;
-      const float later[4] = {v.x, v.y, v.z, v.w};
-      const FoldFactors f = attention_fold(r, rl.x);
-      const bool first = r == minus_inf();
-      l = first ? rl.y : attention_fold_value(l, rl.y, f);
-      for (int e = 0; e < 4; e++) o[e] = first ? later[e] : attention_fold_value(o[e], later[e], f);
-      r = f.r;
+    constexpr int kBatch = 4;  // loads in flight
+    for (int first = 0; first < t.supers; first += kBatch) {
+      float2 rl[kBatch];
+      float4 v[kBatch];
+#pragma unroll
+      for (int s = 0; s < kBatch; s++) {
+        const int64_t unit = t.first_unit + static_cast<int64_t>(min(first + s, t.supers - 1)) * a.cache.kv_heads;
+        const int64_t at = unit * C::kRows + row;
+        rl[s] = __ldcg(reinterpret_cast<const float2*>(params.partial_rl + at * 2));
+        v[s] = __ldcg(reinterpret_cast<const float4*>(params.partial_o + at * C::kDim + column));
+      }
+#pragma unroll
+      for (int s = 0; s < kBatch; s++) {
+        if (first + s >= t.supers || rl[s].x == minus_inf()) continue;
+        const float later[4] = {v[s].x, v[s].y, v[s].z, v[s].w};
+        const FoldFactors f = attention_fold(r, rl[s].x);
+        const bool copy = r == minus_inf();
+        l = copy ? rl[s].y : attention_fold_value(l, rl[s].y, f);
+        for (int e = 0; e < 4; e++) o[e] = copy ? later[e] : attention_fold_value(o[e], later[e], f);
+        r = f.r;
+      }
     }
     const int head = t.head * group + row % group;
     float inv = 0.0f;

@@ -13,6 +13,14 @@ namespace {
 
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
+// Rows of whole slices of 64 as [slices, rows, 64]: one copy brings several slices, each a block of swizzled rows.
+CUtensorMap slices_map(const uint16_t* base, int64_t rows, int64_t row_elements, int box_rows, int box_slices) {
+  const uint64_t dims[3] = {64, static_cast<uint64_t>(rows), static_cast<uint64_t>(row_elements / 64)};
+  const uint64_t strides[2] = {static_cast<uint64_t>(row_elements) * 2, 128};
+  const uint32_t box[3] = {64, static_cast<uint32_t>(box_rows), static_cast<uint32_t>(box_slices)};
+  return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, base, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
 bool gated(Epilogue e) { return e == Epilogue::kSiluMul || e == Epilogue::kGeluMul; }
 
 }  // namespace
@@ -50,18 +58,11 @@ void launch_gemm_planned(const GemmArgs& a, const GemmPlan& plan, const KernelCo
   p.epilogue = a.epilogue;
   p.bias = a.bias;
   p.out = a.out;
-  const CUtensorMap x = matrix_map({.base = a.x,
-                                    .rows = a.m,
-                                    .columns = row_elements,
-                                    .row_bytes = row_elements * 2,
-                                    .box_rows = plan.x_rows / plan.cluster_n,
-                                    .box_columns = 64});
-  const CUtensorMap weights = matrix_map({.base = w.data(),
-                                          .rows = w.stored_rows(),
-                                          .columns = row_elements,
-                                          .row_bytes = row_elements * 2,
-                                          .box_rows = plan.tile.tile_n / plan.cluster_m,
-                                          .box_columns = 64});
+  p.aligned = reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
+  const CUtensorMap x =
+      slices_map(a.x, a.m, row_elements, plan.x_rows / plan.cluster_n, plan.cluster_n == 1 ? plan.tile.slices : 1);
+  const CUtensorMap weights = slices_map(w.data(), w.stored_rows(), row_elements, plan.tile.tile_n / plan.cluster_m,
+                                         plan.cluster_m == 1 ? plan.tile.slices : 1);
   (a.type == DType::kBF16 ? launch_gemm_bf16 : launch_gemm_f16)(plan, x, weights, p, context.stream);
 }
 
@@ -73,7 +74,7 @@ void launch_gemm(const GemmArgs& args, const KernelContext& context) {
     launch_gemm_planned(args, gemm_plan(gemm_shape(args), context.sm_count), context);
     return;
   }
-  // The copy engine wants rows of whole 16 bytes: x goes through the workspace, as many rows at a time as it holds.
+  // The copy engine is told of rows of whole slices: x goes through the workspace, as many rows at a time as it holds.
   const int64_t row_bytes = w.row_elements() * 2;
   const int64_t rows = static_cast<int64_t>(context.workspace_bytes) / row_bytes;
   if (rows == 0) {

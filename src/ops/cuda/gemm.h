@@ -10,6 +10,7 @@ namespace isobit::cuda {
 struct GemmParams;
 
 GemmShape gemm_shape(const GemmArgs& args);
+// x's rows stand CudaLinear::row_elements() apart and x is aligned to 16 bytes (launch_gemm sees to both).
 void launch_gemm_planned(const GemmArgs& args, const GemmPlan& plan, const KernelContext& context);
 
 // One file a type, so that they compile side by side.

@@ -67,6 +67,104 @@ __device__ inline float2 load_pair(const float* row, int column, int columns) {
   return make_float2(column < columns ? row[column] : 0.0f, column + 1 < columns ? row[column + 1] : 0.0f);
 }
 
+// Among the four lanes of a quad: lane i's v[j] becomes lane j's v[i].
+__device__ inline void transpose_quad(uint32_t (&v)[4], int quad_lane) {
+#pragma unroll
+  for (int step = 1; step <= 2; step *= 2) {
+    const bool upper = (quad_lane & step) != 0;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      const int low = step == 1 ? 2 * k : k, high = low + step;
+      const uint32_t got = __shfl_xor_sync(0xffffffff, upper ? v[low] : v[high], step);
+      (upper ? v[low] : v[high]) = got;
+    }
+  }
+}
+
+// One row's 16-bit outputs of a thread: packed[q] is columns column0 + 8q + {0, 1}, column0 this thread's first. Lanes
+// of a quad trade so that each writes 16 bytes. Every thread of the warp calls; `active`: its row exists.
+// aligned: out stands at 16 bytes.
+template <int kBlocks>
+__device__ inline void store_row(const uint32_t (&packed)[kBlocks], uint16_t* row, int column0, int columns,
+                                 bool aligned, bool active) {
+  const int quad_lane = static_cast<int>(threadIdx.x) % 4;
+  constexpr int kWide = kBlocks / 4 * 4;
+  const bool wide = kWide > 0 && aligned && columns % 8 == 0;
+  if (wide) {
+#pragma unroll
+    for (int q = 0; q < kWide; q += 4) {
+      uint32_t v[4] = {packed[q], packed[q + 1], packed[q + 2], packed[q + 3]};
+      transpose_quad(v, quad_lane);
+      const int column = column0 - 2 * quad_lane + 8 * (q + quad_lane);
+      if (active && column < columns) *reinterpret_cast<uint4*>(row + column) = make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  }
+  if (!active) return;
+#pragma unroll
+  for (int q = 0; q < kBlocks; q++) {
+    if (q >= kWide || !wide) store_pair(row, column0 + 8 * q, columns, packed[q]);
+  }
+}
+
+// The same for f32 outputs: v[2q + i] is column column0 + 8q + i; neighbours trade so that each writes 16 bytes.
+// add: to what is there.
+template <int kBlocks>
+__device__ inline void store_row(const float (&v)[2 * kBlocks], float* row, int column0, int columns, bool add,
+                                 bool aligned, bool active) {
+  using numerics::fadd;
+  const int quad_lane = static_cast<int>(threadIdx.x) % 4;
+  const bool odd = (quad_lane & 1) != 0;
+  constexpr int kWide = kBlocks / 2 * 2;
+  constexpr int kBatch = 8;  // loads in flight before the first store
+  const bool wide = kWide > 0 && aligned && columns % 4 == 0;
+  if (wide) {
+#pragma unroll
+    for (int q0 = 0; q0 < kWide; q0 += kBatch) {
+      float4 out[kBatch / 2];
+      int column[kBatch / 2];
+#pragma unroll
+      for (int i = 0; i < kBatch / 2; i++) {
+        const int q = q0 + 2 * i;
+        if (q >= kWide) continue;
+        // An even lane takes block q of both, an odd one block q + 1.
+        const float give0 = odd ? v[2 * q] : v[2 * q + 2], give1 = odd ? v[2 * q + 1] : v[2 * q + 3];
+        const float got0 = __shfl_xor_sync(0xffffffff, give0, 1), got1 = __shfl_xor_sync(0xffffffff, give1, 1);
+        out[i] =
+            odd ? make_float4(got0, got1, v[2 * q + 2], v[2 * q + 3]) : make_float4(v[2 * q], v[2 * q + 1], got0, got1);
+        column[i] = column0 - 2 * quad_lane + 8 * (q + (odd ? 1 : 0)) + 4 * (quad_lane / 2);
+      }
+      if (add) {
+        float4 old[kBatch / 2];
+#pragma unroll
+        for (int i = 0; i < kBatch / 2; i++) {
+          if (q0 + 2 * i < kWide && active && column[i] < columns) {
+            old[i] = *reinterpret_cast<const float4*>(row + column[i]);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch / 2; i++) {
+          if (q0 + 2 * i >= kWide) continue;
+          out[i] = make_float4(fadd(old[i].x, out[i].x), fadd(old[i].y, out[i].y), fadd(old[i].z, out[i].z),
+                               fadd(old[i].w, out[i].w));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch / 2; i++) {
+        if (q0 + 2 * i < kWide && active && column[i] < columns) *reinterpret_cast<float4*>(row + column[i]) = out[i];
+      }
+    }
+  }
+  if (!active) return;
+#pragma unroll
+  for (int q = 0; q < kBlocks; q++) {
+    if (q < kWide && wide) continue;
+    float2 old = make_float2(0.0f, 0.0f);
+    if (add) old = load_pair(row, column0 + 8 * q, columns);
+    store_pair(row, column0 + 8 * q, columns, add ? fadd(old.x, v[2 * q]) : v[2 * q],
+               add ? fadd(old.y, v[2 * q + 1]) : v[2 * q + 1]);
+  }
+}
+
 template <int kN>
 __device__ inline void add_bias(float (&d)[kN / 2], const GemmParams& p, int column0) {
   using numerics::fadd;
@@ -83,63 +181,43 @@ __device__ inline void add_bias(float (&d)[kN / 2], const GemmParams& p, int col
   }
 }
 
-// d as wgmma.h lays it out; row and column0: this thread's first, the other row is 8 below.
+// d as wgmma.h lays it out; row and column0: this thread's first, the other row is 8 below. Whole warps call.
 template <int kN, Operand kind>
 __device__ inline void epilogue(float (&d)[kN / 2], const GemmParams& p, int row, int column0) {
   add_bias<kN>(d, p, column0);
-  const bool gated = p.epilogue == Epilogue::kSiluMul || p.epilogue == Epilogue::kGeluMul;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int r = row + 8 * h;
-    if (r >= p.m) continue;
-    const int64_t offset = static_cast<int64_t>(r) * p.columns;
-    if (p.epilogue == Epilogue::kStoreF32) {
-      float* out = static_cast<float*>(p.out) + offset;
+    const bool active = r < p.m;
+    const int64_t offset = static_cast<int64_t>(active ? r : 0) * p.columns;
+    if (p.epilogue == Epilogue::kStoreF32 || p.epilogue == Epilogue::kAddResidual) {
+      float v[kN / 4];
 #pragma unroll
-      for (int q = 0; q < kN / 8; q++) {
-        store_pair(out, column0 + 8 * q, p.columns, d[4 * q + 2 * h], d[4 * q + 2 * h + 1]);
-      }
+      for (int q = 0; q < kN / 8; q++) v[2 * q] = d[4 * q + 2 * h], v[2 * q + 1] = d[4 * q + 2 * h + 1];
+      store_row<kN / 8>(v, static_cast<float*>(p.out) + offset, column0, p.columns,
+                        p.epilogue == Epilogue::kAddResidual, p.aligned, active);
     } else if (p.epilogue == Epilogue::kStoreRounded) {
-      uint16_t* out = static_cast<uint16_t*>(p.out) + offset;
+      uint32_t packed[kN / 8];
 #pragma unroll
-      for (int q = 0; q < kN / 8; q++) {
-        store_pair(out, column0 + 8 * q, p.columns, pack<kind>(d[4 * q + 2 * h], d[4 * q + 2 * h + 1]));
-      }
-    } else if (p.epilogue == Epilogue::kAddResidual) {
-      float* out = static_cast<float*>(p.out) + offset;
-      constexpr int kBatch = kN / 8 < 8 ? kN / 8 : 8;  // loads in flight before the first store
+      for (int q = 0; q < kN / 8; q++) packed[q] = pack<kind>(d[4 * q + 2 * h], d[4 * q + 2 * h + 1]);
+      store_row<kN / 8>(packed, static_cast<uint16_t*>(p.out) + offset, column0, p.columns, p.aligned, active);
+    } else if constexpr (kN % 16 == 0) {
+      // Eight columns of gate, then the same eight of up: the output's column is half of the gate's.
+      const bool is_silu = p.epilogue == Epilogue::kSiluMul;
+      uint32_t packed[kN / 16];
 #pragma unroll
-      for (int q0 = 0; q0 < kN / 8; q0 += kBatch) {
-        float2 old[kBatch];
+      for (int q = 0; q < kN / 16; q++) {
+        float v[2];
 #pragma unroll
-        for (int i = 0; i < kBatch; i++) {
-          if (q0 + i < kN / 8) old[i] = load_pair(out, column0 + 8 * (q0 + i), p.columns);
+        for (int i = 0; i < 2; i++) {
+          const float gate = d[8 * q + 2 * h + i], up = d[8 * q + 4 + 2 * h + i];
+          v[i] = numerics::fmul(is_silu ? silu(gate) : gelu_tanh(gate), up);
         }
-#pragma unroll
-        for (int i = 0; i < kBatch; i++) {
-          if (q0 + i >= kN / 8) continue;
-          const int q = q0 + i;
-          store_pair(out, column0 + 8 * q, p.columns, numerics::fadd(old[i].x, d[4 * q + 2 * h]),
-                     numerics::fadd(old[i].y, d[4 * q + 2 * h + 1]));
-        }
+        packed[q] = pack<kind>(v[0], v[1]);
       }
-    } else if (gated) {
-      if constexpr (kN % 16 == 0) {
-        // Eight columns of gate, then the same eight of up: the output's column is half of the gate's.
-        uint16_t* out = static_cast<uint16_t*>(p.out) + offset;
-        const int in_block = 2 * (static_cast<int>(threadIdx.x) % 4);
-        const int first = (column0 - in_block) / 2 + in_block;
-#pragma unroll
-        for (int q = 0; q < kN / 8; q += 2) {
-          float v[2];
-#pragma unroll
-          for (int i = 0; i < 2; i++) {
-            const float gate = d[4 * q + 2 * h + i], up = d[4 * q + 4 + 2 * h + i];
-            v[i] = numerics::fmul(p.epilogue == Epilogue::kSiluMul ? silu(gate) : gelu_tanh(gate), up);
-          }
-          store_pair(out, first + 4 * q, p.columns, pack<kind>(v[0], v[1]));
-        }
-      }
+      const int in_block = 2 * (static_cast<int>(threadIdx.x) % 4);
+      store_row<kN / 16>(packed, static_cast<uint16_t*>(p.out) + offset, (column0 - in_block) / 2 + in_block, p.columns,
+                         p.aligned, active);
     }
   }
 }
@@ -147,7 +225,7 @@ __device__ inline void epilogue(float (&d)[kN / 2], const GemmParams& p, int row
 }  // namespace gemm_detail
 
 // Two warpgroups need more registers than an even share; the third, which only feeds them, gives its own away.
-constexpr int gemm_threads(int warpgroups) { return warpgroups == 1 ? 160 : 128 * warpgroups + 128; }
+constexpr int gemm_threads(int warpgroups) { return warpgroups == 1 ? 192 : 128 * warpgroups + 128; }
 
 // Grid: clusters of cluster_m · cluster_n CTAs, rank = m index + cluster_m · n index.
 template <int kWarpgroups, int kN, int kSlices, numerics::Operand kKind>
@@ -177,7 +255,7 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
 
   if (thread == 0) {
     for (int s = 0; s < p.stages; s++) {
-      mbarrier_init(&barriers[s], 1);
+      mbarrier_init(&barriers[s], 2);  // the weights' and the activations' bytes
       mbarrier_init(&barriers[kGemmMaxStages + s], static_cast<uint32_t>(4 * kWarpgroups * sharers));
     }
     mbarrier_init_fence();
@@ -191,68 +269,44 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
 
   if (warp >= kWarpgroups * 4) {
     if constexpr (kWarpgroups > 1) lower_registers<40>();
-    if (thread == kWarpgroups * 128) {
-      const uint64_t w_policy = p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy();
-      const uint64_t x_policy = evict_last_policy();
-      const int x_part = p.x_rows / p.cluster_n, w_part = kN / p.cluster_m;
-      uint16_t x_mask = 0, w_mask = 0;
-      for (int i = 0; i < p.cluster_n; i++) x_mask = static_cast<uint16_t>(x_mask | 1 << (rank_m + i * p.cluster_m));
-      for (int i = 0; i < p.cluster_m; i++) w_mask = static_cast<uint16_t>(w_mask | 1 << (i + rank_n * p.cluster_m));
-      const uint32_t stage_bytes = kSlices * (x_slice + kWSlice);
+    const int role = warp - kWarpgroups * 4;  // one warp asks for the weights, one for the activations
+    if (thread % 32 == 0 && role < 2) {
+      const bool is_w = role == 0;
+      const CUtensorMap* map = is_w ? &w_map : &x_map;
+      // Weights that one row of tiles streams pass through the L2 once; few activations are to stay there.
+      const uint64_t policy = is_w ? (p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy())
+                                   : (p.m <= 512 ? evict_last_policy() : evict_normal_policy());
+      const uint32_t slice_bytes = is_w ? kWSlice : x_slice;
+      const int sharing = is_w ? p.cluster_m : p.cluster_n;  // CTAs that each load a part of the tile for all
+      const int part_rows = (is_w ? kN : p.x_rows) / sharing, part = is_w ? rank_m : rank_n;
+      uint16_t mask = 0;
+      for (int i = 0; i < sharing; i++) {
+        mask = static_cast<uint16_t>(mask | 1 << (is_w ? i + rank_n * p.cluster_m : rank_m + i * p.cluster_m));
+      }
+      const uint32_t ring = (is_w ? w_ring : x_ring) + static_cast<uint32_t>(part * part_rows) * kSliceRow;
+      const uint32_t stage_bytes = kSlices * slice_bytes;
 
-      auto load_w = [&](int slot, int stage, int n0) {
-        for (int j = 0; j < kSlices; j++) {
-          const uint32_t to = w_ring + static_cast<uint32_t>(slot * kSlices + j) * kWSlice +
-                              static_cast<uint32_t>(rank_m * w_part) * kSliceRow;
-          const int k = (stage * kSlices + j) * 64, row = n0 + rank_m * w_part;
-          if (p.cluster_m == 1) {
-            tma_load_2d(to, &w_map, full + 8 * slot, k, row, w_policy);
-          } else {
-            tma_load_2d_multicast(to, &w_map, full + 8 * slot, k, row, w_mask, w_policy);
-          }
-        }
-      };
-      auto load_x = [&](int slot, int stage, int m0) {
-        for (int j = 0; j < kSlices; j++) {
-          const uint32_t to = x_ring + static_cast<uint32_t>(slot * kSlices + j) * x_slice +
-                              static_cast<uint32_t>(rank_n * x_part) * kSliceRow;
-          const int k = (stage * kSlices + j) * 64, row = m0 + rank_n * x_part;
-          if (p.cluster_n == 1) {
-            tma_load_2d(to, &x_map, full + 8 * slot, k, row, x_policy);
-          } else {
-            tma_load_2d_multicast(to, &x_map, full + 8 * slot, k, row, x_mask, x_policy);
-          }
-        }
-      };
-
+      // Weights do not wait for the kernel before this one, activations do.
+      if (!is_w) wait_for_predecessors();
       int slot = 0;
-      uint32_t phase = 0;
-      bool first = true;
+      uint32_t phase = 1;
       for (int tile = first_cluster; tile < walk.count(); tile += clusters) {
         int mc, nc;
         walk.at(tile, mc, nc);
-        const int m0 = (mc * p.cluster_m + rank_m) * 64 * kWarpgroups;
-        const int n0 = (nc * p.cluster_n + rank_n) * kN;
-        int stage = 0;
-        if (first) {
-          // The ring's first round: weights do not wait for the kernel before this one, activations do.
-          first = false;
-          const int ahead = min(p.stages, p.k_stages);
-          for (int i = 0; i < ahead; i++) {
-            mbarrier_arrive_expect(full + 8 * i, stage_bytes);
-            load_w(i, i, n0);
+        const int first_row = is_w ? (nc * p.cluster_n + rank_n) * kN : (mc * p.cluster_m + rank_m) * 64 * kWarpgroups;
+        const int row = first_row + part * part_rows;
+        for (int stage = 0; stage < p.k_stages; stage++) {
+          const uint32_t bar = full + 8 * slot, to = ring + static_cast<uint32_t>(slot) * stage_bytes;
+          mbarrier_wait(empty + 8 * slot, phase);
+          mbarrier_arrive_expect(bar, stage_bytes);
+          if (sharing == 1) {
+            tma_load_3d(to, map, bar, 0, row, stage * kSlices, policy);
+          } else {
+#pragma unroll
+            for (int j = 0; j < kSlices; j++) {
+              tma_load_3d_multicast(to + j * slice_bytes, map, bar, 0, row, stage * kSlices + j, mask, policy);
+            }
           }
-          wait_for_predecessors();
-          for (int i = 0; i < ahead; i++) load_x(i, i, m0);
-          stage = ahead;
-          slot = ahead == p.stages ? 0 : ahead;
-          phase = ahead == p.stages ? 1 : 0;
-        }
-        for (; stage < p.k_stages; stage++) {
-          mbarrier_wait(empty + 8 * slot, phase ^ 1);
-          mbarrier_arrive_expect(full + 8 * slot, stage_bytes);
-          load_w(slot, stage, n0);
-          load_x(slot, stage, m0);
           if (++slot == p.stages) slot = 0, phase ^= 1;
         }
       }

@@ -16,6 +16,7 @@ struct GemmParams {
   Epilogue epilogue = Epilogue::kStoreF32;
   const float* bias = nullptr;
   void* out = nullptr;
+  bool aligned = false;  // out stands at 16 bytes
 };
 
 }  // namespace isobit::cuda

@@ -1,5 +1,5 @@
 #pragma once
-// A weight matrix on the GPU: 16-bit, row-major, K padded with zeros to a multiple of 8 (the copy engine's 16 bytes).
+// A weight matrix on the GPU: 16-bit, row-major, K padded with zeros to a multiple of 64 (the GEMM's slices).
 // kStacked keeps the rows' order, so embed reads row r at row(r). kGated interleaves eight gate rows with eight up
 // rows, so that one thread of the GEMM holds a gate and its up: row 16b + i is gate 8b + i, row 16b + 8 + i is up 8b +
 // i (i < 8; rows past the end are zeros).
@@ -12,7 +12,7 @@ class CudaLinear final : public Linear {
  public:
   CudaLinear(int64_t n, int64_t k, LinearForm form, DType type, Buffer storage);
 
-  static int64_t padded_k(int64_t k) { return (k + 7) / 8 * 8; }
+  static int64_t padded_k(int64_t k) { return (k + 63) / 64 * 64; }
   // Rows as stored: n, or for a gated pair whole groups of sixteen.
   static int64_t stored_rows(int64_t n, LinearForm form) {
     return form == LinearForm::kGated ? (n / 2 + 7) / 8 * 16 : n;

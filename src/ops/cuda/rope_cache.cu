@@ -71,42 +71,50 @@ __device__ void load_table(const float* p, float* v) {
   }
 }
 
-// A head of 32·kPer elements, all of which turn: pairs lie in a lane, or sixteen lanes apart.
+// What a lane needs to turn any head of its token, where heads are 32·kPer elements that all turn: pairs lie in a lane,
+// or sixteen lanes apart.
 template <int kPer>
-__device__ void rotate_whole(const RopeCacheArgs& a, int64_t position, int lane, float* x) {
-  constexpr int kHalf = 16 * kPer;
-  const float* cos = a.cos + position * kHalf;
-  const float* sin = a.sin + position * kHalf;
-  if (a.layout == RopeLayout::kInterleaved) {
-    constexpr int kPairs = kPer / 2;
-    float c[kPairs], s[kPairs];
-    load_table<kPairs>(cos + lane * kPairs, c);
-    load_table<kPairs>(sin + lane * kPairs, s);
-#pragma unroll
-    for (int i = 0; i < kPairs; i++) {
-      const numerics::Rotated r = numerics::rope_rotate(x[2 * i], x[2 * i + 1], {c[i], s[i]});
-      x[2 * i] = r.x0;
-      x[2 * i + 1] = r.x1;
+struct Turn {
+  bool whole = false;
+  float cos[kPer], sin[kPer];  // half of them used where pairs lie in a lane
+
+  __device__ void load(const RopeCacheArgs& a, int64_t position, int lane) {
+    whole = kPer >= 2 && a.cos != nullptr && a.rope_dim == 32 * kPer;
+    if (!whole) return;
+    constexpr int kHalf = 16 * kPer, kPairs = kPer > 1 ? kPer / 2 : 1;
+    const float* c = a.cos + position * kHalf;
+    const float* s = a.sin + position * kHalf;
+    if (a.layout == RopeLayout::kInterleaved) {
+      load_table<kPairs>(c + lane * kPairs, cos);
+      load_table<kPairs>(s + lane * kPairs, sin);
+    } else {
+      load_table<kPer>(c + lane % 16 * kPer, cos);
+      load_table<kPer>(s + lane % 16 * kPer, sin);
     }
-    return;
   }
-  float c[kPer], s[kPer];
-  load_table<kPer>(cos + lane % 16 * kPer, c);
-  load_table<kPer>(sin + lane % 16 * kPer, s);
+
+  __device__ void apply(RopeLayout layout, int lane, float* x) const {
+    if (layout == RopeLayout::kInterleaved) {
 #pragma unroll
-  for (int e = 0; e < kPer; e++) {
-    const float other = __shfl_xor_sync(0xffffffff, x[e], 16);
-    const float turned = numerics::fmul(other, s[e]);
-    x[e] = numerics::ffma(x[e], c[e], lane < 16 ? -turned : turned);
+      for (int i = 0; i < kPer / 2; i++) {
+        const numerics::Rotated r = numerics::rope_rotate(x[2 * i], x[2 * i + 1], {cos[i], sin[i]});
+        x[2 * i] = r.x0;
+        x[2 * i + 1] = r.x1;
+      }
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < kPer; e++) {
+      const float other = __shfl_xor_sync(0xffffffff, x[e], 16);
+      const float turned = numerics::fmul(other, sin[e]);
+      x[e] = numerics::ffma(x[e], cos[e], lane < 16 ? -turned : turned);
+    }
   }
-}
+};
 
 // buffer: [kPer·32] of this warp.
 template <int kPer>
 __device__ void rotate(const RopeCacheArgs& a, int64_t position, int lane, float* buffer, float* x) {
-  if constexpr (kPer >= 2) {
-    if (a.rope_dim == 32 * kPer) return rotate_whole<kPer>(a, position, lane, x);
-  }
   const int half = a.rope_dim / 2;
   const float* cos = a.cos + position * half;
   const float* sin = a.sin + position * half;
@@ -179,12 +187,22 @@ __device__ bool store_e4m3(uint8_t* out, float scale, int lane, int dim, const f
   return finite;
 }
 
-template <int kPer>
-__device__ bool store_cache(const RopeCacheArgs& a, int64_t slot, int head, bool key, int lane, const float* x) {
-  const KvCacheView& c = a.cache;
+// Where a token's heads lie in the cache: elements from the start.
+struct CachePlace {
+  int64_t first, head_stride;
+};
+__device__ CachePlace cache_place(const KvCacheView& c, int64_t slot) {
   const uint32_t page_size = static_cast<uint32_t>(c.page_size), page = static_cast<uint32_t>(slot) / page_size;
   const uint32_t offset = static_cast<uint32_t>(slot) - page * page_size;
-  const int64_t first = ((static_cast<int64_t>(page) * c.kv_heads + head) * c.page_size + offset) * c.head_dim;
+  const int64_t stride = static_cast<int64_t>(c.page_size) * c.head_dim;
+  return {page * c.kv_heads * stride + static_cast<int64_t>(offset) * c.head_dim, stride};
+}
+
+template <int kPer>
+__device__ bool store_cache(const RopeCacheArgs& a, const CachePlace& place, int head, bool key, int lane,
+                            const float* x) {
+  const KvCacheView& c = a.cache;
+  const int64_t first = place.first + head * place.head_stride;
   void* base = key ? c.k : c.v;
   if (c.type == DType::kF8E4M3) {
     return store_e4m3<kPer>(static_cast<uint8_t*>(base) + first, key ? c.k_scale[head] : c.v_scale[head], lane,
@@ -193,23 +211,21 @@ __device__ bool store_cache(const RopeCacheArgs& a, int64_t slot, int head, bool
   return store_16<kPer>(static_cast<uint16_t*>(base) + first, c.type, true, lane, c.head_dim, x);
 }
 
-// One head, loaded into x already.
+// One head, loaded into x already. Returns whether all its elements were finite.
 template <int kPer>
-__device__ void finish_head(const RopeCacheArgs& a, int64_t token, int head, int64_t slot, int64_t position, int lane,
-                            float* buffer, float* x) {
+__device__ bool finish_head(const RopeCacheArgs& a, int64_t token, int head, const CachePlace& place,
+                            const Turn<kPer>& turn, int64_t position, int lane, float* buffer, float* x) {
   const int kv_heads = a.cache.kv_heads, dim = a.cache.head_dim;
   const bool is_q = head < a.q_heads, is_v = head >= a.q_heads + kv_heads;
   const float* norm = is_v ? nullptr : is_q ? a.q_norm : a.k_norm;
   if (norm != nullptr) normalise<kPer>(norm, a.norm_eps, lane, dim, x);
-  if (!is_v && a.cos != nullptr) rotate<kPer>(a, position, lane, buffer, x);
-  bool finite = true;
-  if (is_q) {
-    finite = store_16<kPer>(a.q + (token * a.q_heads + head) * dim, a.type, false, lane, dim, x);
-  } else {
-    const int kv_head = head - a.q_heads - (is_v ? kv_heads : 0);
-    finite = store_cache<kPer>(a, slot, kv_head, !is_v, lane, x);
+  if (!is_v && turn.whole) {
+    turn.apply(a.layout, lane, x);
+  } else if (!is_v && a.cos != nullptr) {
+    rotate<kPer>(a, position, lane, buffer, x);
   }
-  if (!finite && a.nonfinite != nullptr) a.nonfinite[token] = 1;
+  if (is_q) return store_16<kPer>(a.q + (token * a.q_heads + head) * dim, a.type, false, lane, dim, x);
+  return store_cache<kPer>(a, place, head - a.q_heads - (is_v ? kv_heads : 0), !is_v, lane, x);
 }
 
 // A warp takes kHeads heads of a token, kWarps apart, and asks for them before it looks at anything else.
@@ -235,11 +251,16 @@ __global__ __launch_bounds__(kWarps * 32) void rope_cache_kernel(const __grid_co
     if (a.nonfinite != nullptr) a.nonfinite[token] = 1;
     return;
   }
+  Turn<kPer> turn;
+  turn.load(a, position, lane);
+  const CachePlace place = cache_place(a.cache, slot);
+  bool finite = true;
 #pragma unroll
   for (int h = 0; h < kHeads; h++) {
     const int head = first + h * kWarps;
-    if (head < heads) finish_head<kPer>(a, token, head, slot, position, lane, buffers[warp], x[h]);
+    if (head < heads) finite &= finish_head<kPer>(a, token, head, place, turn, position, lane, buffers[warp], x[h]);
   }
+  if (!finite && a.nonfinite != nullptr) a.nonfinite[token] = 1;
 }
 
 template <int kPer, int kHeads>
@@ -261,8 +282,8 @@ void launch_rope_cache(const RopeCacheArgs& args, const KernelContext& context) 
   const int dim = args.cache.head_dim;
   const bool many = args.count >= 64;  // few tokens: more warps; many: more bytes in flight
   if (dim <= 32) return launch_heads<1, 1>(args, context.stream);
-  if (dim <= 64) return many ? launch_heads<2, 4>(args, context.stream) : launch_heads<2, 1>(args, context.stream);
-  if (dim <= 128) return many ? launch_heads<4, 3>(args, context.stream) : launch_heads<4, 1>(args, context.stream);
+  if (dim <= 64) return many ? launch_heads<2, 6>(args, context.stream) : launch_heads<2, 1>(args, context.stream);
+  if (dim <= 128) return many ? launch_heads<4, 6>(args, context.stream) : launch_heads<4, 1>(args, context.stream);
   if (dim <= 256) return launch_heads<8, 1>(args, context.stream);
   if (dim <= 512) return launch_heads<16, 1>(args, context.stream);
   launch_heads<32, 1>(args, context.stream);

@@ -41,13 +41,17 @@ __device__ inline void tma_load_2d(uint32_t to, const CUtensorMap* map, uint32_t
 __device__ inline void tma_load_2d(void* to, const CUtensorMap* map, uint64_t* bar, int x, int y, uint64_t policy) {
   tma_load_2d(shared_address(to), map, shared_address(bar), x, y, policy);
 }
-__device__ inline void tma_load_3d(void* to, const CUtensorMap* map, uint64_t* bar, int x, int y, int z,
+__device__ inline void tma_load_3d(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, int y, int z,
                                    uint64_t policy) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
-      "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "r"(z), "l"(policy)
+      " [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "l"(policy)
       : "memory");
+}
+__device__ inline void tma_load_3d(void* to, const CUtensorMap* map, uint64_t* bar, int x, int y, int z,
+                                   uint64_t policy) {
+  tma_load_3d(shared_address(to), map, shared_address(bar), x, y, z, policy);
 }
 __device__ inline void tma_load_4d(void* to, const CUtensorMap* map, uint64_t* bar, int x, int y, int z, int w,
                                    uint64_t policy) {
@@ -59,12 +63,12 @@ __device__ inline void tma_load_4d(void* to, const CUtensorMap* map, uint64_t* b
 }
 
 // To the same place in every CTA of `mask` (bit = rank in the cluster), completing on each one's barrier.
-__device__ inline void tma_load_2d_multicast(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, int y,
+__device__ inline void tma_load_3d_multicast(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, int y, int z,
                                              uint16_t mask, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
-      ".L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(to),
-      "l"(map), "r"(bar), "r"(x), "r"(y), "h"(mask), "l"(policy)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6, %7;" ::"r"(to),
+      "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "h"(mask), "l"(policy)
       : "memory");
 }
 

@@ -1,0 +1,96 @@
+// The GEMM's tile choice on the GPU: a pure function, checked without one.
+#include "ops/cuda/gemm_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <tuple>
+
+namespace isobit::cuda {
+namespace {
+
+constexpr int kSmCount = 132;
+
+// What gemm_kernel.h relies on.
+void expect_sound(const GemmShape& s, const GemmPlan& p, int sm_count) {
+  SCOPED_TRACE(testing::Message() << "m " << s.m << " n " << s.n << " k " << s.k << " gated " << s.gated << " chunked "
+                                  << s.chunked << ": tile " << 64 * p.tile.warpgroups << "x" << p.tile.tile_n
+                                  << " cluster " << p.cluster_m << "x" << p.cluster_n << " stages " << p.stages);
+  const int64_t rows = 64 * p.tile.warpgroups;
+  EXPECT_GE(p.m_tiles * rows, s.m);
+  EXPECT_LT((p.m_tiles - 1) * rows, s.m);
+  EXPECT_GE(static_cast<int64_t>(p.n_tiles) * p.tile.tile_n, s.n);
+  EXPECT_LT(static_cast<int64_t>(p.n_tiles - 1) * p.tile.tile_n, s.n);
+  EXPECT_EQ(p.x_rows % (8 * p.cluster_n), 0);  // each CTA's share of x is whole 8-row groups
+  EXPECT_EQ(p.tile.tile_n % (8 * p.cluster_m), 0);
+  EXPECT_LE(p.x_rows, rows);
+  EXPECT_TRUE(p.x_rows == rows || p.x_rows >= s.m);
+  EXPECT_LE(p.x_rows / p.cluster_n, 256);  // the copy engine's largest box
+  EXPECT_GE(p.stages, 2);
+  EXPECT_LE(p.stages, 16);
+  EXPECT_LE(p.shared_bytes, 226 * 1024);
+  const int slot = 128 * p.tile.slices;
+  EXPECT_GE(p.shared_bytes, p.stages * slot * (p.x_rows + p.tile.tile_n) + 1024);
+  // The last slot of x is read 64 · warpgroups rows far; weights' slots follow it.
+  EXPECT_GE(p.stages * slot * p.tile.tile_n, (rows - p.x_rows) * 128);
+  EXPECT_GT(p.ctas, 0);
+  EXPECT_LE(p.ctas, sm_count);
+  EXPECT_EQ(p.ctas % (p.cluster_m * p.cluster_n), 0);
+  EXPECT_GE(p.group_m, 1);
+  EXPECT_TRUE(!s.gated || p.tile.tile_n % 16 == 0);
+  EXPECT_TRUE(!s.chunked || p.tile.tile_n <= 128);
+}
+
+TEST(GemmPlan, EveryPlanIsSound) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937_64 rng(seed);
+  const auto log_uniform = [&](double most) {
+    return static_cast<int64_t>(std::exp(std::uniform_real_distribution<>(0, std::log(most))(rng)));
+  };
+  for (int i = 0; i < 3000; i++) {
+    GemmShape s{.m = log_uniform(20000), .n = log_uniform(200000), .k = log_uniform(30000)};
+    s.gated = i % 3 == 0;
+    if (s.gated) s.n = (s.n + 15) / 16 * 16;
+    s.chunked = s.n <= 1024 && s.k > 2048;
+    for (const int sms : {kSmCount, 114, 8}) {
+      expect_sound(s, gemm_plan(s, sms), sms);
+      for (const GemmTile& t : gemm_tiles()) {
+        for (const auto& [cm, cn] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}, {1, 4}}) {
+          if (gemm_tile_fits(s, t, cm, cn)) expect_sound(s, gemm_plan_for(s, t, cm, cn, sms), sms);
+        }
+      }
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST(GemmPlan, OneRowFillsTheGpuInOneWave) {
+  for (const int64_t n : {1024, 2048, 4096, 7168, 14336}) {
+    const GemmPlan p = gemm_plan({.m = 1, .n = n, .k = 4096}, kSmCount);
+    EXPECT_EQ(p.cluster_tiles() * p.cluster_m * p.cluster_n, p.ctas) << n;
+    EXPECT_GE(p.ctas, 120) << n;
+  }
+}
+
+TEST(GemmPlan, AWideVocabularyTakesFewTiles) {
+  for (const int64_t n : {49152, 128256, 151936}) {
+    for (const int64_t m : {1, 64}) {
+      const GemmPlan p = gemm_plan({.m = m, .n = n, .k = 576}, kSmCount);
+      EXPECT_GE(p.tile.tile_n, 112) << n;
+      EXPECT_GE(p.ctas, 120) << n;
+    }
+  }
+}
+
+TEST(GemmPlan, ManyRowsTakeTheLargeTileAndShareIt) {
+  for (const auto& [m, n, k] : {std::tuple{8192, 8192, 8192}, {4096, 28672, 4096}, {4096, 4096, 14336}}) {
+    const GemmPlan p = gemm_plan({.m = m, .n = n, .k = k}, kSmCount);
+    EXPECT_EQ(p.tile.warpgroups * 64 * p.tile.tile_n, 128 * 256);
+    EXPECT_EQ(p.cluster_m * p.cluster_n, 2);
+  }
+}
+
+}  // namespace
+}  // namespace isobit::cuda
