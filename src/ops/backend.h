@@ -28,7 +28,7 @@ struct BackendInfo {
 // Shapes of one step that a captured graph depends on; pointers must not change between steps of equal key.
 struct StepKey {
   int32_t tokens = 0, requests = 0, logit_rows = 0, max_query = 0, max_kv = 0;
-  uint32_t variant = 0;  // whatever else changes the sequence of operators
+  uint32_t variant = 0;                              // whatever else changes the sequence of operators
   auto operator<=>(const StepKey&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 misreads it
 };
 
