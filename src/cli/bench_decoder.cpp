@@ -18,7 +18,7 @@ struct DecoderFlags {
   std::string shape = "llama-1b", device = "auto";
   int threads = 0;
   int32_t batch = 1, context = 1024, prefill = 0, repetitions = 20, steps = 20, page_size = 64;
-  bool json = false;
+  bool json = false, profile = false;
 };
 
 // Bytes and flops over the rates measured on an H200: 4.3 TB/s, 790 TFLOP/s bf16.
@@ -36,6 +36,57 @@ double floor_us(const ModelConfig& c, const DecoderFlags& f) {
   const double kv = static_cast<double>(f.batch) * f.context * static_cast<double>(c.kv_bytes_per_token());
   return std::max(((body + head) * 2 + kv) / 4.3e6, 2.0 * f.batch * (body + head) / 790e6);
 }
+
+// A backend that leaves out the operator `without`: what a step then lacks is what the operator takes in it.
+class LeavingOut final : public Backend {
+ public:
+  explicit LeavingOut(Backend& to) : to_(to) {}
+  std::string without;
+  std::vector<std::string> seen;  // operators in the order of their first call
+
+  BackendInfo info() const override { return to_.info(); }
+  Buffer allocate(size_t bytes, std::string_view what) override { return to_.allocate(bytes, what); }
+  void upload(void* to, const void* from, size_t bytes) override { to_.upload(to, from, bytes); }
+  void download(void* to, const void* from, size_t bytes) override { to_.download(to, from, bytes); }
+  void copy(void* to, const void* from, size_t bytes) override { to_.copy(to, from, bytes); }
+  void synchronize() override { to_.synchronize(); }
+  std::unique_ptr<Linear> load_linear(std::span<const WeightPart> parts, LinearForm form, DType type) override {
+    return to_.load_linear(parts, form, type);
+  }
+  bool keeps_file_pages() const override { return to_.keeps_file_pages(); }
+  void embed(const EmbedArgs& a) override {
+    if (wanted("embed")) to_.embed(a);
+  }
+  void rms_norm(const RmsNormArgs& a) override {
+    if (wanted("rms_norm")) to_.rms_norm(a);
+  }
+  void gemm(const GemmArgs& a) override {
+    if (wanted(fmt::format("gemm {}x{}", a.w->n(), a.w->k()))) to_.gemm(a);
+  }
+  void rope_cache(const RopeCacheArgs& a) override {
+    if (wanted("rope_cache")) to_.rope_cache(a);
+  }
+  void attention(const AttentionArgs& a) override {
+    if (wanted("attention")) to_.attention(a);
+  }
+  std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) override {
+    return to_.make_sampler(slots, vocab);
+  }
+  void sample(SamplerSlots& slots, const SampleArgs& a) override {
+    if (wanted("sample")) to_.sample(slots, a);
+  }
+  void log_probs(const LogProbArgs& a) override { to_.log_probs(a); }
+  int32_t bucket(int32_t count) const override { return to_.bucket(count); }
+  void run_step(const StepKey& key, const std::function<void()>& operators) override { to_.run_step(key, operators); }
+
+ private:
+  bool wanted(const std::string& op) {
+    if (std::ranges::find(seen, op) == seen.end()) seen.push_back(op);
+    return op != without;
+  }
+
+  Backend& to_;
+};
 
 class Step {
  public:
@@ -62,8 +113,9 @@ class Step {
     fill_inputs(length, stride);
   }
 
-  void run() {
-    const StepKey key{shape_.tokens, shape_.requests, rows_, shape_.max_query, shape_.max_kv, 0};
+  // variant: tells apart steps whose operators differ.
+  void run(uint32_t variant = 0) {
+    const StepKey key{shape_.tokens, shape_.requests, rows_, shape_.max_query, shape_.max_kv, variant};
     backend_.run_step(key, [&] {
       decoder_->forward(shape_, *pages_);
       decoder_->head(rows_);
@@ -160,25 +212,31 @@ class Step {
   Buffer slot_, position_, token_, status_;
 };
 
-int bench_decoder(const DecoderFlags& f) {
+// Median microseconds of a step.
+double time_step(Backend& backend, Step& step, const DecoderFlags& f, uint32_t variant) {
   using Clock = std::chrono::steady_clock;
-  const auto backend = make_backend({f.device, f.threads, {}});
-  const auto file = synthetic_checkpoint(synthetic_shape(f.shape), 1);
-  Step step(*backend, *file, f);
-  for (int i = 0; i < 3; i++) step.run();
-  backend->synchronize();
-  if (step.first_status() != kSampled)
-    throw fail(ErrorCode::kNumerical, "{}: the step's logits are not finite", f.shape);
+  for (int i = 0; i < 3; i++) step.run(variant);
+  backend.synchronize();
   std::vector<double> us;
   const int32_t steps = f.prefill > 0 ? 1 : f.steps;
   for (int32_t r = 0; r < f.repetitions; r++) {
     const auto start = Clock::now();
-    for (int32_t i = 0; i < steps; i++) step.run();
-    backend->synchronize();
+    for (int32_t i = 0; i < steps; i++) step.run(variant);
+    backend.synchronize();
     us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count() / steps);
   }
   std::ranges::sort(us);
-  const double median = us[us.size() / 2], floor = floor_us(step.config(), f);
+  return us[us.size() / 2];
+}
+
+int bench_decoder(const DecoderFlags& f) {
+  const auto real = make_backend({f.device, f.threads, {}});
+  LeavingOut backend(*real);
+  const auto file = synthetic_checkpoint(synthetic_shape(f.shape), 1);
+  Step step(backend, *file, f);
+  const double median = time_step(backend, step, f, 0), floor = floor_us(step.config(), f);
+  if (step.first_status() != kSampled)
+    throw fail(ErrorCode::kNumerical, "{}: the step's logits are not finite", f.shape);
   const std::string name = f.prefill > 0 ? fmt::format("{}-prefill-{}", f.shape, f.prefill)
                                          : fmt::format("{}-decode-b{}-ctx{}", f.shape, f.batch,
                                                        f.context % 1024 == 0 ? fmt::format("{}k", f.context / 1024)
@@ -187,7 +245,12 @@ int bench_decoder(const DecoderFlags& f) {
     std::cout << nlohmann::json{{"op", "decoder"}, {"case", name}, {"us", median}, {"floor_us", floor}}.dump() << "\n";
   } else {
     std::cout << fmt::format("{} on {}: {:.1f} us a step, floor {:.1f} us ({:.0f}%)\n", name,
-                             backend->info().description, median, floor, 100 * floor / median);
+                             backend.info().description, median, floor, 100 * floor / median);
+  }
+  const std::vector<std::string> operators = f.profile ? backend.seen : std::vector<std::string>{};
+  for (uint32_t i = 0; i < operators.size(); i++) {
+    backend.without = operators[i];
+    std::cout << fmt::format("  without {}: {:+.1f} us\n", operators[i], time_step(backend, step, f, i + 1) - median);
   }
   return kOk;
 }
@@ -213,6 +276,7 @@ void add_bench_decoder(CLI::App& bench, Command& command) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   sub->add_option("--steps", f->steps, "Steps in a timing")->capture_default_str()->check(CLI::Range(1, 1000));
+  sub->add_flag("--profile", f->profile, "Also leave each operator out in turn: how much shorter is the step?");
   sub->add_flag("--json", f->json, "As a row of the record");
   sub->footer("Example:\n  isobit bench decoder --shape llama-8b --batch 64 --device cuda");
   sub->callback([f, &command] { command.run = [f] { return bench_decoder(*f); }; });
