@@ -694,12 +694,12 @@ Value filter_attr(Heap& heap, const Value& value, Args arguments) {
   return attribute(heap, value, name);
 }
 
-struct Entry {
+struct FilterEntry {
   std::string_view name;
   Filter filter;
 };
 
-constexpr std::array<Entry, 47> kFilters = {{
+constexpr std::array<FilterEntry, 47> kFilters = {{
     {"abs", filter_abs},
     {"attr", filter_attr},
     {"batch", filter_batch},
@@ -753,7 +753,7 @@ constexpr std::array<Entry, 47> kFilters = {{
 
 Filter find_filter(std::string_view name) {
   const auto* it =
-      std::find_if(kFilters.begin(), kFilters.end(), [&](const Entry& entry) { return entry.name == name; });
+      std::find_if(kFilters.begin(), kFilters.end(), [&](const FilterEntry& entry) { return entry.name == name; });
   return it == kFilters.end() ? nullptr : it->filter;
 }
 

@@ -633,12 +633,12 @@ Value cycler_reset(Heap&, const Value& self, Args) {
   return {};
 }
 
-struct Entry {
+struct MethodEntry {
   std::string_view name;
   Method method;
 };
 
-constexpr std::array<Entry, 43> kStringMethods = {{
+constexpr std::array<MethodEntry, 43> kStringMethods = {{
     {"strip", str_strip},
     {"lstrip", str_lstrip},
     {"rstrip", str_rstrip},
@@ -684,18 +684,18 @@ constexpr std::array<Entry, 43> kStringMethods = {{
     {"isidentifier", str_isidentifier},
 }};
 
-constexpr std::array<Entry, 5> kDictMethods = {
+constexpr std::array<MethodEntry, 5> kDictMethods = {
     {{"items", dict_items}, {"keys", dict_keys}, {"values", dict_values}, {"get", dict_get}, {"copy", dict_copy}}};
-constexpr std::array<Entry, 3> kListMethods = {
+constexpr std::array<MethodEntry, 3> kListMethods = {
     {{"index", sequence_index}, {"count", sequence_count}, {"copy", list_copy}}};
-constexpr std::array<Entry, 2> kTupleMethods = {{{"index", sequence_index}, {"count", sequence_count}}};
-constexpr std::array<Entry, 1> kFloatMethods = {{{"is_integer", float_is_integer}}};
-constexpr std::array<Entry, 1> kIntMethods = {{{"bit_length", int_bit_length}}};
-constexpr std::array<Entry, 2> kCyclerMethods = {{{"next", cycler_next}, {"reset", cycler_reset}}};
+constexpr std::array<MethodEntry, 2> kTupleMethods = {{{"index", sequence_index}, {"count", sequence_count}}};
+constexpr std::array<MethodEntry, 1> kFloatMethods = {{{"is_integer", float_is_integer}}};
+constexpr std::array<MethodEntry, 1> kIntMethods = {{{"bit_length", int_bit_length}}};
+constexpr std::array<MethodEntry, 2> kCyclerMethods = {{{"next", cycler_next}, {"reset", cycler_reset}}};
 
 template <std::size_t N>
-Method find_in(const std::array<Entry, N>& table, std::string_view name) {
-  for (const Entry& entry : table)
+Method find_in(const std::array<MethodEntry, N>& table, std::string_view name) {
+  for (const MethodEntry& entry : table)
     if (entry.name == name) return entry.method;
   return nullptr;
 }

@@ -112,12 +112,12 @@ bool test_test(Heap&, const Value& value, Args arguments) {
   return value.is_string() && find_test(value.text()) != nullptr;
 }
 
-struct Entry {
+struct TestEntry {
   std::string_view name;
   Test test;
 };
 
-constexpr std::array<Entry, 39> kTests = {{
+constexpr std::array<TestEntry, 39> kTests = {{
     {"odd", test_odd},
     {"even", test_even},
     {"divisibleby", test_divisibleby},
@@ -162,7 +162,8 @@ constexpr std::array<Entry, 39> kTests = {{
 }  // namespace
 
 Test find_test(std::string_view name) {
-  const auto* it = std::find_if(kTests.begin(), kTests.end(), [&](const Entry& entry) { return entry.name == name; });
+  const auto* it =
+      std::find_if(kTests.begin(), kTests.end(), [&](const TestEntry& entry) { return entry.name == name; });
   return it == kTests.end() ? nullptr : it->test;
 }
 

@@ -7,7 +7,7 @@
 namespace isobit::jinja {
 namespace {
 
-struct Range {
+struct CodeRange {
   uint32_t first, last, stride;
 };
 struct Shift {
@@ -22,9 +22,9 @@ struct Special {
 #include "text/jinja_unicode_data.inc"
 
 template <std::size_t N>
-bool contains(const Range (&table)[N], char32_t code) {
+bool contains(const CodeRange (&table)[N], char32_t code) {
   const auto* it = std::upper_bound(std::begin(table), std::end(table), code,
-                                    [](char32_t value, const Range& range) { return value < range.first; });
+                                    [](char32_t value, const CodeRange& range) { return value < range.first; });
   if (it == std::begin(table)) return false;
   --it;
   return code <= it->last && (code - it->first) % it->stride == 0;

@@ -16,13 +16,13 @@
 namespace isobit {
 namespace {
 
-struct FileType {
+struct TensorType {
   std::string_view name;
   uint32_t bytes;
   std::optional<DType> dtype;  // none: cannot be run
 };
 
-constexpr FileType kFileTypes[] = {
+constexpr TensorType kTensorTypes[] = {
     {"F32", 4, DType::kF32}, {"F16", 2, DType::kF16}, {"BF16", 2, DType::kBF16},
     {"F64", 8, {}},          {"I64", 8, {}},          {"I32", 4, {}},
     {"I16", 2, {}},          {"I8", 1, {}},           {"U64", 8, {}},
@@ -220,9 +220,9 @@ class SafetensorsParser {
     const uint64_t elements = read_shape(entry, tensor);
     tensor.data = data_.data() + begin;
     tensor.bytes = static_cast<size_t>(end - begin);
-    const auto* type = std::find_if(std::begin(kFileTypes), std::end(kFileTypes),
-                                    [&](const FileType& t) { return t.name == entry.type; });
-    if (type == std::end(kFileTypes)) {
+    const auto* type = std::find_if(std::begin(kTensorTypes), std::end(kTensorTypes),
+                                    [&](const TensorType& t) { return t.name == entry.type; });
+    if (type == std::end(kTensorTypes)) {
       tensor.unsupported_type = fmt::format("unknown (safetensors {})", in_quotes(entry.type));
       return tensor;
     }

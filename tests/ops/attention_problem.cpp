@@ -13,7 +13,6 @@ namespace {
 
 constexpr uint16_t kPoison = 0xaaab;
 
-uint16_t round_to(DType type, float x) { return type == DType::kF16 ? f32_to_f16(x) : f32_to_bf16(x); }
 float widen(DType type, uint16_t h) { return type == DType::kF16 ? f16_to_f32(h) : bf16_to_f32(h); }
 
 float element(Random& random, int kind, bool f16) {

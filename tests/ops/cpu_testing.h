@@ -47,6 +47,10 @@ T pick(Random& random, std::initializer_list<T> of) {
   return of.begin()[random.below(static_cast<int>(of.size()))];
 }
 
+inline uint16_t round_to(DType type, float x) {
+  return type == DType::kF16 ? numerics::f32_to_f16(x) : numerics::f32_to_bf16(x);
+}
+
 // The first element that differs by bytes.
 template <typename T>
 std::optional<size_t> first_difference(const std::vector<T>& a, const std::vector<T>& b) {

@@ -149,7 +149,7 @@ void check(Random& r, const Case& c, ThreadPool& pool) {
 constexpr DType kTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
                             DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
 
-struct GemmCpu : testing::Test {
+struct GemmCpu : ::testing::Test {
   Random r;
   ThreadPool pool{3};
   void SetUp() override { printf("seed %llu\n", static_cast<unsigned long long>(r.seed)); }
@@ -159,8 +159,8 @@ TEST_F(GemmCpu, EveryFormatAndKindOfValue) {
   for (const DType t : kTypes) {
     for (const Values v : kValues) {
       for (const Values x : {Values::kNormal, v}) {
-        SCOPED_TRACE(testing::Message() << dtype_info(t).name << " values " << static_cast<int>(v) << ' '
-                                        << static_cast<int>(x));
+        SCOPED_TRACE(::testing::Message()
+                     << dtype_info(t).name << " values " << static_cast<int>(v) << ' ' << static_cast<int>(x));
         const int64_t block = std::max<int64_t>(dtype_info(t).block_elements, 8);
         check(r,
               {{t},

@@ -14,9 +14,10 @@ constexpr int kSmCount = 132;
 
 // What gemm_kernel.h relies on.
 void expect_sound(const GemmShape& s, const GemmPlan& p, int sm_count) {
-  SCOPED_TRACE(testing::Message() << "m " << s.m << " n " << s.n << " k " << s.k << " gated " << s.gated << " chunked "
-                                  << s.chunked << ": tile " << 64 * p.tile.warpgroups << "x" << p.tile.tile_n
-                                  << " cluster " << p.cluster_m << "x" << p.cluster_n << " stages " << p.stages);
+  SCOPED_TRACE(::testing::Message() << "m " << s.m << " n " << s.n << " k " << s.k << " gated " << s.gated
+                                    << " chunked " << s.chunked << ": tile " << 64 * p.tile.warpgroups << "x"
+                                    << p.tile.tile_n << " cluster " << p.cluster_m << "x" << p.cluster_n << " stages "
+                                    << p.stages);
   const int64_t rows = 64 * p.tile.warpgroups;
   EXPECT_GE(p.m_tiles * rows, s.m);
   EXPECT_LT((p.m_tiles - 1) * rows, s.m);
@@ -44,7 +45,7 @@ void expect_sound(const GemmShape& s, const GemmPlan& p, int sm_count) {
 
 TEST(GemmPlan, EveryPlanIsSound) {
   const uint64_t seed = std::random_device{}();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  SCOPED_TRACE(::testing::Message() << "seed " << seed);
   std::mt19937_64 rng(seed);
   const auto log_uniform = [&](double most) {
     return static_cast<int64_t>(std::exp(std::uniform_real_distribution<>(0, std::log(most))(rng)));

@@ -12,8 +12,6 @@ namespace {
 
 using namespace numerics;
 
-uint16_t round_to(DType type, float x) { return type == DType::kF16 ? f32_to_f16(x) : f32_to_bf16(x); }
-
 float any_float(Random& random, int kind) {
   switch (kind) {
     case 0:

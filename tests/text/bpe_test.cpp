@@ -76,7 +76,7 @@ std::vector<int32_t> encode(const BpeMerger& merger, const std::string& piece) {
   return out;
 }
 
-std::string message_of(const Vocabulary& vocabulary) {
+std::string vocabulary_error(const Vocabulary& vocabulary) {
   try {
     vocabulary.merger();
   } catch (const Error& error) {
@@ -131,11 +131,11 @@ TEST(Bpe, IgnoreMergesTakesAWholePieceThatIsAToken) {
 }
 
 TEST(Bpe, BadMergesAreNamed) {
-  EXPECT_NE(message_of({{"a", "b", "ab"}, {"a b", "ab"}}).find("merges[1] = 'ab'"), std::string::npos);
-  EXPECT_NE(message_of({{"a", "b", "ab"}, {"a "}}).find("merges[0]"), std::string::npos);
-  EXPECT_NE(message_of({{"a", "b", "ab"}, {""}}).find("merges[0]"), std::string::npos);
-  EXPECT_NE(message_of({{"a", "b", "ab"}, {"a x"}}).find("'x' is not"), std::string::npos);
-  EXPECT_NE(message_of({{"a", "b"}, {"a b"}}).find("'ab' is not"), std::string::npos);
+  EXPECT_NE(vocabulary_error({{"a", "b", "ab"}, {"a b", "ab"}}).find("merges[1] = 'ab'"), std::string::npos);
+  EXPECT_NE(vocabulary_error({{"a", "b", "ab"}, {"a "}}).find("merges[0]"), std::string::npos);
+  EXPECT_NE(vocabulary_error({{"a", "b", "ab"}, {""}}).find("merges[0]"), std::string::npos);
+  EXPECT_NE(vocabulary_error({{"a", "b", "ab"}, {"a x"}}).find("'x' is not"), std::string::npos);
+  EXPECT_NE(vocabulary_error({{"a", "b"}, {"a b"}}).find("'ab' is not"), std::string::npos);
 }
 
 TEST(Bpe, ByteAlphabetIsGpt2s) {

@@ -68,7 +68,7 @@ def main():
         "kNotPrintable": lambda s: not s.isprintable(),
     }
     for name, test in props.items():
-        emit("Range", name, ranges([c for c in POINTS if c >= 0x80 and test(chr(c))]))
+        emit("CodeRange", name, ranges([c for c in POINTS if c >= 0x80 and test(chr(c))]))
     special_rows = []
     for name, convert, tag in (("kToUpper", str.upper, 0), ("kToLower", str.lower, 1), ("kToTitle", str.title, 2)):
         runs, special = mapping(convert)

@@ -14,7 +14,7 @@ namespace isobit {
 namespace {
 
 // Every text of the corpus that the golden has, as the sentencepiece library encodes it.
-void replay(const std::string& name) {
+void replay_spm(const std::string& name) {
   const auto json = golden::read(name);
   const auto tokenizer = Tokenizer::create(golden::spec(json.at("spec")));
   const auto corpus = golden::corpus();
@@ -25,7 +25,7 @@ void replay(const std::string& name) {
   }
 }
 
-TokenizerSpec small_spec() {
+TokenizerSpec spm_spec() {
   TokenizerSpec spec;
   spec.kind = TokenizerKind::kSpm;
   spec.tokens = {"<unk>", "<s>", "</s>"};
@@ -45,7 +45,7 @@ TokenizerSpec small_spec() {
   return spec;
 }
 
-std::string message_of(TokenizerSpec spec) {
+std::string spm_error(TokenizerSpec spec) {
   try {
     Tokenizer::create(std::move(spec));
   } catch (const Error& error) {
@@ -59,14 +59,14 @@ constexpr int32_t kByte = 3, kSpace = 259, kA = 260, kB = 261, kAb = 262, kSpace
 
 }  // namespace
 
-TEST(Spm, Llama2StyleAsSentencePiece) { replay("tokenizer_spm_llama2.json"); }
-TEST(Spm, GemmaStyleWithUserDefinedTokensAsSentencePiece) { replay("tokenizer_spm_gemma.json"); }
-TEST(Spm, UnusedPiecesAsSentencePiece) { replay("tokenizer_spm_unused.json"); }
-TEST(Spm, UnknownWithoutByteTokensAsSentencePiece) { replay("tokenizer_spm_unknown.json"); }
-TEST(Spm, ExtraWhitespaceRemovedAsSentencePiece) { replay("tokenizer_spm_trimmed.json"); }
+TEST(Spm, Llama2StyleAsSentencePiece) { replay_spm("tokenizer_spm_llama2.json"); }
+TEST(Spm, GemmaStyleWithUserDefinedTokensAsSentencePiece) { replay_spm("tokenizer_spm_gemma.json"); }
+TEST(Spm, UnusedPiecesAsSentencePiece) { replay_spm("tokenizer_spm_unused.json"); }
+TEST(Spm, UnknownWithoutByteTokensAsSentencePiece) { replay_spm("tokenizer_spm_unknown.json"); }
+TEST(Spm, ExtraWhitespaceRemovedAsSentencePiece) { replay_spm("tokenizer_spm_trimmed.json"); }
 
 TEST(Spm, SpecialTokensAndTheSpacePrefix) {
-  const auto tokenizer = Tokenizer::create(small_spec());
+  const auto tokenizer = Tokenizer::create(spm_spec());
   using Ids = std::vector<int32_t>;
   EXPECT_EQ(tokenizer->encode("ab", {}), (Ids{1, kSpaceAb}));
   EXPECT_EQ(tokenizer->encode("", {}), (Ids{1}));
@@ -75,7 +75,7 @@ TEST(Spm, SpecialTokensAndTheSpacePrefix) {
             (Ids{1, kSpaceAb, 2, kSpace, kB, kA}));
   const Ids as_text = {kSpace, kByte + '<', kByte + 's', kByte + '>', kAb};
   EXPECT_EQ(tokenizer->encode("<s>ab", {.add_special = false}), as_text);
-  TokenizerSpec spec = small_spec();
+  TokenizerSpec spec = spm_spec();
   spec.add_space_prefix = false;
   spec.add_bos = false;
   spec.add_eos = true;
@@ -83,7 +83,7 @@ TEST(Spm, SpecialTokensAndTheSpacePrefix) {
 }
 
 TEST(Spm, UserDefinedTokensNeverMerge) {
-  TokenizerSpec spec = small_spec();
+  TokenizerSpec spec = spm_spec();
   spec.add_space_prefix = false;
   spec.types[kA] = TokenType::kUserDefined;
   using Ids = std::vector<int32_t>;
@@ -94,7 +94,7 @@ TEST(Spm, UserDefinedTokensNeverMerge) {
 }
 
 TEST(Spm, DecodesBytesAndSpaces) {
-  const auto tokenizer = Tokenizer::create(small_spec());
+  const auto tokenizer = Tokenizer::create(spm_spec());
   for (const char* text : {"ab ab", " ab", "  a", "\n\t", "\u00e9\u5b57", "x\u00e9y"}) {
     EXPECT_EQ(tokenizer->decode(tokenizer->encode(text, {})), text);
   }
@@ -105,7 +105,7 @@ TEST(Spm, DecodesBytesAndSpaces) {
 }
 
 TEST(Spm, MillionsOfBytesWithoutASplitAreNotQuadratic) {
-  const auto tokenizer = Tokenizer::create(small_spec());
+  const auto tokenizer = Tokenizer::create(spm_spec());
   std::string text;
   for (int i = 0; i < 500'000; i++) text += "ab";
   std::vector<int32_t> want(500'000, kAb);
@@ -114,23 +114,23 @@ TEST(Spm, MillionsOfBytesWithoutASplitAreNotQuadratic) {
 }
 
 TEST(Spm, BadVocabulariesAreNamed) {
-  TokenizerSpec spec = small_spec();
+  TokenizerSpec spec = spm_spec();
   spec.scores[kAb] = std::nanf("");
-  EXPECT_NE(message_of(spec).find("scores[262]"), std::string::npos);
-  spec = small_spec();
+  EXPECT_NE(spm_error(spec).find("scores[262]"), std::string::npos);
+  spec = spm_spec();
   spec.scores.pop_back();
-  EXPECT_NE(message_of(spec).find("scores has 263 entries for 264 tokens"), std::string::npos);
-  spec = small_spec();
+  EXPECT_NE(spm_error(spec).find("scores has 263 entries for 264 tokens"), std::string::npos);
+  spec = spm_spec();
   spec.tokens[kByte + 7] = "<0xZZ>";
-  EXPECT_NE(message_of(spec).find("<0xZZ>"), std::string::npos);
-  spec = small_spec();
+  EXPECT_NE(spm_error(spec).find("<0xZZ>"), std::string::npos);
+  spec = spm_spec();
   spec.types[kByte + 7] = TokenType::kNormal;
-  EXPECT_NE(message_of(spec).find("255 of the 256 byte tokens, <0x07> is missing"), std::string::npos);
-  spec = small_spec();
+  EXPECT_NE(spm_error(spec).find("255 of the 256 byte tokens, <0x07> is missing"), std::string::npos);
+  spec = spm_spec();
   for (int byte = 0; byte < 256; byte++) spec.types[kByte + byte] = TokenType::kNormal;
-  EXPECT_EQ(message_of(spec), "no error");
+  EXPECT_EQ(spm_error(spec), "no error");
   spec.unknown_id.reset();
-  EXPECT_NE(message_of(spec).find("neither byte tokens nor an unknown token"), std::string::npos);
+  EXPECT_NE(spm_error(spec).find("neither byte tokens nor an unknown token"), std::string::npos);
 }
 
 }  // namespace isobit
