@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "numerics/dequantize.h"
 #include "numerics/rope.h"
-#include "weights/dequantize.h"
 
 namespace isobit {
 
@@ -52,7 +52,7 @@ class Decoder::Loader {
   Buffer vector(const std::string& name, int64_t elements) {
     const Tensor& t = checked(name, 1, elements);
     std::vector<float> values(static_cast<size_t>(elements));
-    dequantize_row_f32(t.dtype, t.data, elements, values.data());
+    numerics::dequantize_row_f32(t.dtype, t.data, elements, values.data());
     Buffer b = decoder_.backend_.allocate(values.size() * sizeof(float), name);
     decoder_.backend_.upload(b.data(), values.data(), b.bytes());
     decoder_.weight_bytes_ += b.bytes();
@@ -68,7 +68,7 @@ class Decoder::Loader {
          {std::pair{"attn_q.bias", c.q_heads}, {"attn_k.bias", c.kv_heads}, {"attn_v.bias", c.kv_heads}}) {
       const int64_t n = static_cast<int64_t>(heads) * c.head_dim;
       const Tensor& t = checked(prefix + name, 1, n);
-      dequantize_row_f32(t.dtype, t.data, n, to);
+      numerics::dequantize_row_f32(t.dtype, t.data, n, to);
       to += n;
     }
     Buffer b = decoder_.backend_.allocate(values.size() * sizeof(float), prefix + "attn_qkv.bias");

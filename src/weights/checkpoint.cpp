@@ -6,7 +6,7 @@
 
 #include "base/digest.h"
 #include "base/error.h"
-#include "weights/dequantize.h"
+#include "numerics/dequantize.h"
 #include "weights/text_checks.h"
 
 namespace isobit {
@@ -26,7 +26,7 @@ void add_samples(Digest& digest, std::span<const std::byte> data) {
 
 std::string supported_type_names() {
   std::string names;
-  for (const DType type : dequantizable_types()) {
+  for (const DType type : numerics::dequantizable_types()) {
     if (!names.empty()) names += ", ";
     names += dtype_info(type).name;
   }

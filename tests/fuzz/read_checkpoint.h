@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "base/error.h"
+#include "numerics/dequantize.h"
 #include "weights/checkpoint.h"
-#include "weights/dequantize.h"
 
 namespace isobit::fuzz {
 
@@ -46,8 +46,8 @@ inline void read_tensor(const Checkpoint& checkpoint, const Tensor& tensor, cons
     const int64_t last = tensor.rows() - 1;
     for (const int64_t row : {int64_t{0}, last}) {
       const std::byte* at = tensor.data + static_cast<size_t>(row) * tensor.row_bytes();
-      dequantize_row_f32(tensor.dtype, at, tensor.columns(), wide.data());
-      dequantize_row_bf16(tensor.dtype, at, tensor.columns(), narrow.data());
+      numerics::dequantize_row_f32(tensor.dtype, at, tensor.columns(), wide.data());
+      numerics::dequantize_row_bf16(tensor.dtype, at, tensor.columns(), narrow.data());
     }
   });
 }

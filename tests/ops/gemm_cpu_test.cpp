@@ -7,10 +7,10 @@
 
 #include "base/error.h"
 #include "numerics/convert.h"
+#include "numerics/dequantize.h"
 #include "ops/cpu/gemm.h"
 #include "ops/cpu/reference_linear.h"
 #include "ops/cpu/simd_target.h"
-#include "weights/dequantize.h"
 
 namespace isobit::cpu {
 namespace {

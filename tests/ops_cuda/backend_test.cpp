@@ -6,12 +6,12 @@
 
 #include "base/error.h"
 #include "numerics/convert.h"
+#include "numerics/dequantize.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cpu/reference_linear.h"
 #include "ops/cuda/cuda_backend.h"
 #include "ops/cuda/linear_cuda.h"
 #include "ops_cuda/gpu_memory.h"
-#include "weights/dequantize.h"
 
 namespace isobit {
 namespace {
@@ -67,7 +67,7 @@ TEST(GpuBackend, ErrorsNameTheLimit) {
 TEST(GpuBackend, WeightsEqualTheHostsDequantisation) {
   const auto backend = make_cuda_backend({});
   for (const DType type : {DType::kBF16, DType::kF16}) {
-    for (const DType from : dequantizable_types()) {
+    for (const DType from : numerics::dequantizable_types()) {
       const int64_t k = is_quantized(from) ? 768 : 771;  // plain types: K padded on the device
       for (const LinearForm form : {LinearForm::kStacked, LinearForm::kGated}) {
         const uint64_t seed = fresh_seed();

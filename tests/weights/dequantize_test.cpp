@@ -1,6 +1,6 @@
 // Every format's values, bit for bit: against a slow second writing of the format's definition (one element at a time,
 // in exact float64), and against the values that llama.cpp's gguf-py gives (dequantize_golden.gguf).
-#include "weights/dequantize.h"
+#include "numerics/dequantize.h"
 
 #include <gtest/gtest.h>
 
@@ -135,8 +135,8 @@ void check_blocks(DType type, const std::vector<std::vector<uint8_t>>& blocks) {
   constexpr uint16_t kPoison16 = 0xbeef;
   std::vector<float> wide(n + 1, std::bit_cast<float>(kPoison32));
   std::vector<uint16_t> narrow(n + 1, kPoison16);
-  dequantize_row_f32(type, row.data() + 1, static_cast<int64_t>(n), wide.data());
-  dequantize_row_bf16(type, row.data() + 1, static_cast<int64_t>(n), narrow.data());
+  numerics::dequantize_row_f32(type, row.data() + 1, static_cast<int64_t>(n), wide.data());
+  numerics::dequantize_row_bf16(type, row.data() + 1, static_cast<int64_t>(n), narrow.data());
   for (size_t i = 0; i < n; ++i) {
     const uint32_t want = f32_bits(element(type, blocks[i / per], i % per));
     ASSERT_EQ(std::bit_cast<uint32_t>(wide[i]), want) << "element " << i;
@@ -189,14 +189,14 @@ TEST(Dequantize, EveryF16AndBF16) {
     std::memcpy(pair.data(), &h, 2);
     float wide = 0;
     uint16_t narrow = 0;
-    dequantize_row_f32(DType::kF16, reinterpret_cast<const std::byte*>(&h), 1, &wide);
-    dequantize_row_bf16(DType::kF16, reinterpret_cast<const std::byte*>(&h), 1, &narrow);
+    numerics::dequantize_row_f32(DType::kF16, reinterpret_cast<const std::byte*>(&h), 1, &wide);
+    numerics::dequantize_row_bf16(DType::kF16, reinterpret_cast<const std::byte*>(&h), 1, &narrow);
     const uint32_t f16 = f32_bits(half(pair, 0));
     ASSERT_EQ(std::bit_cast<uint32_t>(wide), f16) << bits;
     ASSERT_EQ(narrow, bf16_bits(f16)) << bits;
 
-    dequantize_row_f32(DType::kBF16, reinterpret_cast<const std::byte*>(&h), 1, &wide);
-    dequantize_row_bf16(DType::kBF16, reinterpret_cast<const std::byte*>(&h), 1, &narrow);
+    numerics::dequantize_row_f32(DType::kBF16, reinterpret_cast<const std::byte*>(&h), 1, &wide);
+    numerics::dequantize_row_bf16(DType::kBF16, reinterpret_cast<const std::byte*>(&h), 1, &narrow);
     const bool nan = (bits & 0x7fff) > 0x7f80;
     ASSERT_EQ(std::bit_cast<uint32_t>(wide), nan ? 0x7fffffff : bits << 16);
     ASSERT_EQ(narrow, nan ? 0x7fff : bits);
@@ -215,8 +215,8 @@ TEST(Dequantize, F32RoundsToNearestEven) {
   std::vector<float> wide(in.size());
   std::vector<uint16_t> narrow(in.size());
   const auto* bytes = reinterpret_cast<const std::byte*>(in.data());
-  dequantize_row_f32(DType::kF32, bytes, std::ssize(in), wide.data());
-  dequantize_row_bf16(DType::kF32, bytes, std::ssize(in), narrow.data());
+  numerics::dequantize_row_f32(DType::kF32, bytes, std::ssize(in), wide.data());
+  numerics::dequantize_row_bf16(DType::kF32, bytes, std::ssize(in), narrow.data());
   for (size_t i = 0; i < in.size(); ++i) {
     const bool nan = std::isnan(std::bit_cast<float>(in[i]));
     ASSERT_EQ(std::bit_cast<uint32_t>(wide[i]), nan ? 0x7fffffff : in[i]);
@@ -229,7 +229,7 @@ TEST(Dequantize, WorkedExampleOfQ4_1) {
   std::vector<uint8_t> block = {0x00, 0x38, 0x00, 0xbc};
   for (int i = 0; i < 16; ++i) block.push_back(static_cast<uint8_t>(i | (15 - i) << 4));
   float out[32];
-  dequantize_row_f32(DType::kQ4_1, reinterpret_cast<const std::byte*>(block.data()), 32, out);
+  numerics::dequantize_row_f32(DType::kQ4_1, reinterpret_cast<const std::byte*>(block.data()), 32, out);
   for (int i = 0; i < 16; ++i) {
     EXPECT_EQ(out[i], 0.5f * static_cast<float>(i) - 1.0f);
     EXPECT_EQ(out[i + 16], 0.5f * static_cast<float>(15 - i) - 1.0f);
@@ -249,8 +249,8 @@ TEST(Dequantize, EqualsLlamaCppsReference) {
     std::memcpy(want.data(), expected.data, expected.bytes);
     std::vector<float> wide(want.size());
     std::vector<uint16_t> narrow(want.size());
-    dequantize_row_f32(packed.dtype, packed.data, packed.elements(), wide.data());
-    dequantize_row_bf16(packed.dtype, packed.data, packed.elements(), narrow.data());
+    numerics::dequantize_row_f32(packed.dtype, packed.data, packed.elements(), wide.data());
+    numerics::dequantize_row_bf16(packed.dtype, packed.data, packed.elements(), narrow.data());
     for (size_t i = 0; i < want.size(); ++i) {
       ASSERT_EQ(std::bit_cast<uint32_t>(wide[i]), want[i]) << "element " << i;
       ASSERT_EQ(narrow[i], bf16_bits(want[i])) << "element " << i;
@@ -264,10 +264,12 @@ TEST(Dequantize, RefusesPartsOfABlockAndOtherTypes) {
   uint16_t narrow[256];
   constexpr ErrorCode kInvalid = ErrorCode::kInvalidArgument;
   expect_error(kInvalid, {"31 elements of Q4_1", "multiple of 32"},
-               [&] { dequantize_row_f32(DType::kQ4_1, block, 31, out); });
-  expect_error(kInvalid, {"-256 elements of Q6_K"}, [&] { dequantize_row_bf16(DType::kQ6_K, block, -256, narrow); });
-  expect_error(kInvalid, {"I32 is not a weight's type"}, [&] { dequantize_row_f32(DType::kI32, block, 4, out); });
-  dequantize_row_f32(DType::kQ4_1, block, 0, out);  // nothing to do
+               [&] { numerics::dequantize_row_f32(DType::kQ4_1, block, 31, out); });
+  expect_error(kInvalid, {"-256 elements of Q6_K"},
+               [&] { numerics::dequantize_row_bf16(DType::kQ6_K, block, -256, narrow); });
+  expect_error(kInvalid, {"I32 is not a weight's type"},
+               [&] { numerics::dequantize_row_f32(DType::kI32, block, 4, out); });
+  numerics::dequantize_row_f32(DType::kQ4_1, block, 0, out);  // nothing to do
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "weights/dequantize.h"
+#include "numerics/dequantize.h"
 #include "weights/gguf.h"
 
 namespace isobit::test {
@@ -92,7 +92,7 @@ TEST_F(SmolLM2, DequantizesToPlausibleWeights) {
     if (t.dtype != DType::kQ4_1) continue;
     std::vector<float> row(static_cast<size_t>(t.columns()));
     for (int64_t r = 0; r < t.rows(); ++r) {
-      dequantize_row_f32(t.dtype, t.data + static_cast<size_t>(r) * t.row_bytes(), t.columns(), row.data());
+      numerics::dequantize_row_f32(t.dtype, t.data + static_cast<size_t>(r) * t.row_bytes(), t.columns(), row.data());
       for (const float x : row) {
         ASSERT_LT(std::abs(x), 20.0f) << t.name;
         sum += x;

@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "numerics/convert.h"
-#include "weights/dequantize.h"
+#include "numerics/dequantize.h"
 
 namespace isobit::cpu {
 namespace {
@@ -310,7 +310,7 @@ class Packer {
     std::memset(data, 0, static_cast<size_t>(padded) * kPanel * 2);
     panel.general = false;
     for (int r = 0; r < panel.rows; r++) {
-      dequantize_row_bf16(t, from + static_cast<size_t>(r) * stride, to_.k(), row.data());
+      numerics::dequantize_row_bf16(t, from + static_cast<size_t>(r) * stride, to_.k(), row.data());
       panel.general |= unusual(row.data(), to_.k());
       for (int64_t k = 0; k < padded; k += 2) std::memcpy(data + (k / 2 * kPanel + r) * 4, row.data() + k, 4);
     }

@@ -2,8 +2,8 @@
 
 #include "base/error.h"
 #include "numerics/activation.h"
+#include "numerics/dequantize.h"
 #include "numerics/gemm.h"
-#include "weights/dequantize.h"
 
 namespace isobit::cpu {
 
@@ -24,10 +24,10 @@ std::unique_ptr<Linear> load_reference(std::span<const WeightPart> parts, Linear
     const size_t stride = dtype_bytes(p.dtype, static_cast<size_t>(k));
     for (int64_t r = 0; r < p.rows; r++, to += k) {
       if (type == DType::kBF16) {
-        dequantize_row_bf16(p.dtype, p.data + static_cast<size_t>(r) * stride, k, to);
+        numerics::dequantize_row_bf16(p.dtype, p.data + static_cast<size_t>(r) * stride, k, to);
         continue;
       }
-      dequantize_row_f32(p.dtype, p.data + static_cast<size_t>(r) * stride, k, wide.data());
+      numerics::dequantize_row_f32(p.dtype, p.data + static_cast<size_t>(r) * stride, k, wide.data());
       for (int64_t i = 0; i < k; i++) to[i] = numerics::f32_to_f16(wide[static_cast<size_t>(i)]);
     }
   }

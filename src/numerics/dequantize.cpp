@@ -1,17 +1,12 @@
-#include "weights/dequantize.h"
+#include "numerics/dequantize.h"
 
 #include <cstring>
 
 #include "base/error.h"
 #include "numerics/convert.h"
 
-namespace isobit {
+namespace isobit::numerics {
 namespace {
-
-using numerics::bf16_to_f32;
-using numerics::canonical;
-using numerics::f16_to_f32;
-using numerics::f32_to_bf16;
 
 constexpr DType kTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
                             DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
@@ -205,4 +200,4 @@ void dequantize_row_bf16(DType dtype, const std::byte* row, int64_t n, uint16_t*
   dequantize_row(dtype, row, n, out);
 }
 
-}  // namespace isobit
+}  // namespace isobit::numerics

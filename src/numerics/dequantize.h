@@ -27,7 +27,7 @@
 
 #include "base/dtype.h"
 
-namespace isobit {
+namespace isobit::numerics {
 
 // The types below accept.
 std::span<const DType> dequantizable_types();
@@ -38,4 +38,4 @@ void dequantize_row_f32(DType dtype, const std::byte* row, int64_t n, float* out
 // The weight itself: the same, rounded to bf16 and stored as its bits.
 void dequantize_row_bf16(DType dtype, const std::byte* row, int64_t n, uint16_t* out);
 
-}  // namespace isobit
+}  // namespace isobit::numerics
