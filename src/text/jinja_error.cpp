@@ -7,12 +7,12 @@ ErrorCode TemplateError::code_of(TemplateErrorKind kind) {
     case TemplateErrorKind::kSyntax:
     case TemplateErrorKind::kSecurity:
     case TemplateErrorKind::kLimit:
+    case TemplateErrorKind::kUndefined:
+    case TemplateErrorKind::kRuntime:
       return ErrorCode::kBadFile;
     case TemplateErrorKind::kUnsupported:
       return ErrorCode::kUnsupported;
-    case TemplateErrorKind::kRaised:
-    case TemplateErrorKind::kUndefined:
-    case TemplateErrorKind::kRuntime:
+    case TemplateErrorKind::kRaised:  // the conversation, not the file
       return ErrorCode::kInvalidArgument;
   }
   return ErrorCode::kInternal;

@@ -227,9 +227,13 @@ class ModelFiles(Case):
         model = TinyModel()
         model.template = "{% for i in range(999999999) %}{% for j in range(999999999) %}x{% endfor %}{% endfor %}"
         path = self.write("hostile.gguf", model.build())
-        self.isobit("run", "-m", path, "hi", code=USAGE, says=["chat template, line 1", "range"])
+        self.isobit("run", "-m", path, "hi", code=MODEL, says=["chat template, line 1", "range"])
         model.template = "{{ open('/etc/passwd').read() }}"
-        self.isobit("run", "-m", self.write("hostile.gguf", model.build()), "hi", code=USAGE, says=["chat template", "open"])
+        self.isobit("run", "-m", self.write("hostile.gguf", model.build()), "hi", code=MODEL, says=["chat template", "open"])
+        model.template = "{{ raise_exception('roles must alternate') }}"  # here the conversation is at fault
+        self.isobit("run", "-m", self.write("picky.gguf", model.build()), "hi", code=USAGE, says=["roles must alternate"])
+        model.template = "{% if %}"
+        self.isobit("run", "-m", self.write("broken.gguf", model.build()), "hi", code=MODEL, says=["chat template, line 1"])
 
 
 def text_value(s):

@@ -11,6 +11,22 @@
 
 namespace isobit::testing {
 
+#if defined(__SANITIZE_ADDRESS__)
+#define ISOBIT_TEST_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ISOBIT_TEST_SANITIZED 1
+#endif
+#endif
+#ifdef ISOBIT_TEST_SANITIZED
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
+// How many of `count` like cases to run: sanitized code takes ten times as long and looks for other faults.
+constexpr int cases(int count) { return kSanitized ? (count + 7) / 8 : count; }
+
 inline uint64_t fresh_seed() {
   if (const char* s = std::getenv("ISOBIT_TEST_SEED")) return std::strtoull(s, nullptr, 10);
   return (static_cast<uint64_t>(std::random_device{}()) << 32) | std::random_device{}();
