@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Writes wgmma_shapes.inc: the m64nNk16 instruction for each N, as inline assembly needs every register spelled out.
+"""Writes the wgmma instructions for each N, as inline assembly needs every register spelled out.
 
-Usage: make_wgmma.py > wgmma_shapes.inc
+Usage: make_wgmma.py > wgmma_shapes.inc                 m64nNk16, bf16 and f16
+       make_wgmma.py e4m3 > wgmma_e4m3_shapes.inc       m64nNk32, e4m3
 """
+import sys
 
 SHAPES = [8, 16, 24, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256]
+E4M3_SHAPES = [16, 24, 32, 48, 56, 64, 88, 128]
 
 
 def wrap(items, indent, width=118):
@@ -45,7 +48,41 @@ def instruction(n, a_in_registers, kind):
     return "    asm volatile(\n%s);" % text
 
 
+def e4m3_instruction(n):
+    regs = n // 2
+    lines, line = [], ""
+    for i in range(regs):
+        piece = "%%%d" % i + (", " if i + 1 < regs else "")
+        if len(line) + len(piece) > 100:
+            lines.append('        "%s"' % line)
+            line = ""
+        line += piece
+    lines.append('        "%s"' % line)
+    text = '        "{ .reg .pred p; setp.ne.b32 p, %%%d, 0;\\n"\n' % (regs + 2)
+    text += '        "wgmma.mma_async.sync.aligned.m64n%dk32.f32.e4m3.e4m3 {"\n' % n
+    text += "\n".join(lines) + "\n"
+    text += '        "}, %%%d, %%%d, p, 1, 1; }"\n' % (regs, regs + 1)
+    text += "        :\n" + wrap(['"+f"(d[%d])' % i for i in range(regs)], "        ") + "\n"
+    text += '        : "l"(a), "l"(b), "r"(kAccumulate)'
+    return "    asm volatile(\n%s);" % text
+
+
+def write_e4m3():
+    print("// Written by make_wgmma.py; do not edit.")
+    print("// clang-format off")
+    for n in E4M3_SHAPES:
+        print("template <>\nstruct WgmmaE4M3Shape<%d> {" % n)
+        print("  template <int kAccumulate>")
+        print("  __device__ static void run(float (&d)[%d], uint64_t a, uint64_t b) {" % (n // 2))
+        print(e4m3_instruction(n))
+        print("  }\n};")
+    print("// clang-format on")
+
+
 def main():
+    if sys.argv[1:] == ["e4m3"]:
+        write_e4m3()
+        return
     print("// Written by make_wgmma.py; do not edit.")
     print("// clang-format off")
     for n in SHAPES:

@@ -1,0 +1,147 @@
+// Rows gemm_fp8. With ISOBIT_GEMM_SWEEP set, every tile and cluster that fits is timed and printed to stderr.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gpu_bench.h"
+#include "numerics/convert.h"
+#include "ops/cuda/device.h"
+#include "ops/cuda/gemm_fp8.h"
+
+namespace isobit::bench {
+namespace {
+
+using cuda::GemmFp8Plan;
+
+constexpr int kSmCount = 132;
+
+// Quantised bell-shaped values, the same few million over and over.
+std::vector<uint8_t> bell(size_t count) {
+  std::mt19937_64 rng(1);
+  std::normal_distribution<float> normal(0.0f, 120.0f);
+  std::vector<uint8_t> v(count);
+  for (uint8_t& b : v) b = numerics::f32_to_e4m3(normal(rng));
+  return v;
+}
+
+class GemmFp8Bench {
+ public:
+  GemmFp8Bench(int64_t m, int64_t n, int64_t k) : m_(m), n_(n), k_(k), out_(static_cast<size_t>(m * n) * 2) {
+    static const std::vector<uint8_t> values = bell((size_t{1} << 22) + 12345);
+    x_ = filled(values, static_cast<size_t>(m * fp8_row_bytes(k)));
+    x_scale_ = scales(static_cast<size_t>(fp8_blocks(k) * fp8_scale_stride(m)));
+    w_scale_ = scales(static_cast<size_t>(fp8_blocks(k) * fp8_blocks(n)));
+    out_.poison();
+    const auto bytes = static_cast<size_t>(fp8_stored_rows(n) * fp8_row_bytes(k));
+    const int copies = m >= 1024 ? 2 : rotated_copies(bytes);
+    for (int i = 0; i < copies; i++) weights_.push_back(filled(values, bytes));
+  }
+
+  double run(const GemmFp8Plan* plan = nullptr) {
+    return graph_us(static_cast<int>(weights_.size()), [&](int i, cudaStream_t stream) {
+      GemmFp8Args a;
+      a.x = x_->data<uint8_t>();
+      a.x_scale = x_scale_->data<float>();
+      a.m = m_;
+      a.x_scale_stride = fp8_scale_stride(m_);
+      a.w = weights_[static_cast<size_t>(i)]->data<uint8_t>();
+      a.w_scale = w_scale_->data<float>();
+      a.n = n_;
+      a.k = k_;
+      a.out = out_.data();
+      cuda::KernelContext context;
+      context.stream = stream;
+      context.sm_count = kSmCount;
+      if (plan != nullptr) {
+        launch_gemm_fp8_planned(a, *plan, context);
+      } else {
+        launch_gemm_fp8(a, context);
+      }
+    });
+  }
+
+  void sweep(const char* name) {
+    const cuda::GemmFp8Shape shape{m_, n_, k_};
+    const GemmFp8Plan chosen = gemm_fp8_plan(shape, kSmCount);
+    print(name, chosen, run(&chosen), " <- plan");
+    for (int i = 0; i < cuda::kGemmFp8TileCount; i++) {
+      for (const int cluster : {1, 2}) {
+        const int tile_m = gemm_fp8_tile_m(shape, i, cluster);
+        if (!gemm_fp8_fits(shape, i, cluster, tile_m)) continue;
+        for (const int shared : {225, 110}) {
+          GemmFp8Plan p = gemm_fp8_plan_for(shape, i, cluster, tile_m, kSmCount, shared << 10);
+          if (p.estimated_us > 1.6 * chosen.estimated_us + 2 || (shared == 110 && (p.stages < 3 || m_ > 64))) continue;
+          for (const bool turns : {false, true}) {
+            if (turns && p.tile().warpgroups == 1) continue;
+            p.turns = turns;
+            print(name, p, run(&p), "");
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  static void print(const char* name, const GemmFp8Plan& p, double us, const char* remark) {
+    std::fprintf(stderr, "%s %dx%d m%d c%d st%d n%d%s: %.2f (%.1f)%s\n", name, p.tile().warpgroups * 64,
+                 p.tile().tile_n, p.tile_m, p.cluster_m, p.stages, p.ctas, p.turns ? " turns" : "", us, p.estimated_us,
+                 remark);
+  }
+  static std::unique_ptr<DeviceBuffer> filled(const std::vector<uint8_t>& values, size_t bytes) {
+    auto buffer = std::make_unique<DeviceBuffer>(bytes);
+    for (size_t at = 0; at < bytes; at += values.size()) {
+      cuda::check(cudaMemcpy(buffer->data<uint8_t>() + at, values.data(), std::min(values.size(), bytes - at),
+                             cudaMemcpyHostToDevice),
+                  "fill");
+    }
+    return buffer;
+  }
+  static std::unique_ptr<DeviceBuffer> scales(size_t count) {
+    std::vector<float> v(count);
+    std::mt19937_64 rng(2);
+    std::uniform_real_distribution<float> uniform(0.5f, 2.0f);
+    for (float& s : v) s = uniform(rng) / 448.0f;
+    auto buffer = std::make_unique<DeviceBuffer>(count * 4);
+    cuda::check(cudaMemcpy(buffer->data(), v.data(), count * 4, cudaMemcpyHostToDevice), "fill");
+    return buffer;
+  }
+
+  int64_t m_, n_, k_;
+  DeviceBuffer out_;
+  std::unique_ptr<DeviceBuffer> x_, x_scale_, w_scale_;
+  std::vector<std::unique_ptr<DeviceBuffer>> weights_;
+};
+
+// The tensor cores' rate for e4m3 is twice that for bf16.
+double fp8_floor_us(int64_t m, int64_t n, int64_t k) {
+  return floor_us(static_cast<double>(m * n) * static_cast<double>(k), static_cast<double>(m * k + n * k + 2 * m * n));
+}
+
+void add(std::vector<Case>& all) {
+  const auto add_case = [&](int64_t m, int64_t n, int64_t k) {
+    Case c;
+    c.op = "gemm_fp8";
+    c.name = "m" + std::to_string(m) + "-" + std::to_string(n) + "x" + std::to_string(k);
+    c.floor_us = fp8_floor_us(m, n, k);
+    c.run = [=, name = c.name] {
+      GemmFp8Bench bench(m, n, k);
+      if (std::getenv("ISOBIT_GEMM_SWEEP") != nullptr) bench.sweep(name.c_str());
+      return bench.run();
+    };
+    all.push_back(c);
+  };
+  for (const auto& [n, k] :
+       {std::pair{2112, 7168}, {24576, 1536}, {32768, 512}, {7168, 16384}, {4096, 7168}, {7168, 2048}}) {
+    for (const int m : {4096, 64, 1, 128}) add_case(m, n, k);
+  }
+  add_case(8192, 8192, 8192);
+}
+
+const AddCases kAdd(add);
+
+}  // namespace
+}  // namespace isobit::bench

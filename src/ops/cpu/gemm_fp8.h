@@ -1,0 +1,11 @@
+#pragma once
+// Rules N16 and N18 on the CPU. Arguments are checked by the caller.
+#include "ops/cpu/cpu_ops.h"
+#include "ops/gemm_fp8.h"
+
+namespace isobit::cpu {
+
+void gemm_fp8(const Cpu& cpu, const GemmFp8Args& a);
+void quantize_fp8(const Cpu& cpu, const QuantizeFp8Args& a);
+
+}  // namespace isobit::cpu

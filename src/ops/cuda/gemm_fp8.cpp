@@ -1,0 +1,77 @@
+#include "ops/cuda/gemm_fp8.h"
+
+#include "ops/cuda/device.h"
+
+namespace isobit::cuda {
+namespace {
+
+constexpr int kFirstOfMany = 5;  // tiles from here on are in gemm_fp8_many.cu
+
+int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// Rows of blocks of 128 as [blocks, rows, 128]: one copy brings several blocks.
+CUtensorMap blocks_map(const uint8_t* base, int64_t rows, int64_t row_bytes, int box_rows, int box_blocks) {
+  const uint64_t dims[3] = {128, static_cast<uint64_t>(rows), static_cast<uint64_t>(row_bytes / 128)};
+  const uint64_t strides[2] = {static_cast<uint64_t>(row_bytes), 128};
+  const uint32_t box[3] = {128, static_cast<uint32_t>(box_rows), static_cast<uint32_t>(box_blocks)};
+  return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, base, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+// w in groups of 32 rows, of which row 8j + 2q + i arrives as 8q + 2j + i.
+CUtensorMap permuted_map(const uint8_t* base, int64_t rows, int64_t row_bytes, int box_rows) {
+  const auto row = static_cast<uint64_t>(row_bytes);
+  const uint64_t dims[5] = {row, 2, 4, 4, static_cast<uint64_t>(ceil_div(rows, 32))};
+  const uint64_t strides[4] = {row, 8 * row, 2 * row, 32 * row};
+  const uint32_t box[5] = {128, 2, 4, 4, static_cast<uint32_t>(box_rows / 32)};
+  return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 5, base, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+CUtensorMap scales_map(const GemmFp8Args& a, int box_rows, int box_blocks) {
+  const uint64_t dims[2] = {static_cast<uint64_t>(a.m), static_cast<uint64_t>(fp8_blocks(a.k))};
+  const uint64_t strides[1] = {static_cast<uint64_t>(a.x_scale_stride) * 4};
+  const uint32_t box[2] = {static_cast<uint32_t>(box_rows), static_cast<uint32_t>(box_blocks)};
+  return tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, a.x_scale, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_NONE);
+}
+
+}  // namespace
+
+void launch_gemm_fp8_planned(const GemmFp8Args& a, const GemmFp8Plan& plan, const KernelContext& context) {
+  const GemmFp8Tile& tile = plan.tile();
+  const int64_t row_bytes = fp8_row_bytes(a.k);
+  GemmFp8Params p;
+  p.m = static_cast<int>(a.m);
+  p.columns = static_cast<int>(a.n);
+  p.k_blocks = static_cast<int>(fp8_blocks(a.k));
+  p.n_blocks = static_cast<int>(fp8_blocks(a.n));
+  p.k_stages = ceil_div(p.k_blocks, tile.slices);
+  p.m_clusters = ceil_div(plan.m_tiles, plan.cluster_m);
+  p.n_tiles = plan.n_tiles;
+  p.group_m = plan.group_m;
+  p.cluster_m = plan.cluster_m;
+  p.stages = plan.stages;
+  p.tile_m = plan.tile_m;
+  p.turns = plan.turns;
+  p.out_type = a.out_type == DType::kBF16  ? GemmFp8Out::kBF16
+               : a.out_type == DType::kF16 ? GemmFp8Out::kF16
+                                           : GemmFp8Out::kF32;
+  const int64_t element = a.out_type == DType::kF32 ? 4 : 2;
+  const auto out = reinterpret_cast<uintptr_t>(a.out);
+  p.even = a.n % 2 == 0 && out % static_cast<uintptr_t>(2 * element) == 0;
+  p.wide = a.n * element % 16 == 0 && out % 16 == 0;
+  p.w_scale = a.w_scale;
+  p.out = a.out;
+  GemmFp8Maps maps;
+  maps.x = blocks_map(a.x, a.m, row_bytes, plan.tile_m, tile.slices);
+  const int share = tile.tile_n / plan.cluster_m;
+  maps.w = tile.permuted ? permuted_map(a.w, a.n, row_bytes, share)
+                         : blocks_map(a.w, a.n, row_bytes, share, plan.cluster_m == 1 ? tile.slices : 1);
+  maps.scale = scales_map(a, plan.tile_m, tile.slices);
+  (plan.tile_index < kFirstOfMany ? launch_gemm_fp8_few : launch_gemm_fp8_many)(plan, maps, p, context.stream);
+}
+
+void launch_gemm_fp8(const GemmFp8Args& args, const KernelContext& context) {
+  if (args.m == 0) return;
+  launch_gemm_fp8_planned(args, gemm_fp8_plan({args.m, args.n, args.k}, context.sm_count), context);
+}
+
+}  // namespace isobit::cuda

@@ -1,0 +1,447 @@
+#pragma once
+// The block-scaled FP8 GEMM kernel (rule N16). For each 128 of K ascending: p = four wgmma k32 steps from zero, then
+// acc = fma(p, x_scale · w_scale, acc) on the CUDA cores. docs/operators.md has the arithmetic behind the tiles.
+//
+// Rows of x are the wgmma's M side, rows of w its N side. Consumer warpgroups have 64 rows of x each; two more warps
+// keep a ring of shared-memory stages full through the copy engine, one with w, which waits for no other kernel, one
+// with x and its scales. The CTA is persistent: the ring runs on from tile to tile.
+//   many rows: two warpgroups; while one folds its p into acc, the tensor cores work for the other.
+//   few rows: one warpgroup with two sets of p; a block is multiplied while the one before it is folded.
+// w's rows may be `permuted`: in every 32, shared row 8q + 2j + i holds w's row 8j + 2q + i (a copy of five dimensions
+// does it), so that a thread's accumulators 4q + i of four q are eight neighbouring columns.
+#include <cuda.h>
+
+#include "ops/cuda/device_math.h"
+#include "ops/cuda/gemm_fp8_params.h"
+#include "ops/cuda/gemm_fp8_plan.h"
+#include "ops/cuda/hopper/cluster.h"
+#include "ops/cuda/hopper/pdl.h"
+#include "ops/cuda/hopper/registers.h"
+#include "ops/cuda/hopper/tma_5d.h"
+#include "ops/cuda/hopper/wgmma_e4m3.h"
+
+namespace isobit::cuda {
+
+namespace gemm_fp8_detail {
+
+constexpr uint32_t kBlockRow = 128;  // bytes of a row of one block of K
+
+// Tiles in the order in which they are walked: groups of group_m clusters along M, in a group all of N.
+struct TileWalk {
+  const GemmFp8Params& p;
+  __device__ int count() const { return p.m_clusters * p.n_tiles; }
+  __device__ void at(int index, int& m_cluster, int& n_tile) const {
+    const int per_group = p.group_m * p.n_tiles;
+    const int group = index / per_group, in_group = index % per_group;
+    const int first = group * p.group_m;
+    const int size = min(p.group_m, p.m_clusters - first);
+    m_cluster = first + in_group % size;
+    n_tile = in_group / size;
+  }
+};
+
+// Columns of a tile that surely share a scale of w: boundaries between blocks of 128 fall between units.
+template <GemmFp8Tile kTile>
+constexpr int kUnit = kTile.permuted ? 32 : 8;
+// Blocks of w's scales that a part of a tile can touch.
+template <GemmFp8Tile kTile>
+constexpr int kScaleBlocks = 128 % kTile.part_n() == 0 ? 1 : 2;
+
+// w's scales of one part's blocks. Lane l of a warp holds those of block 32c + l of K for the current chunk c of 32
+// and, asked for early, the next.
+template <GemmFp8Tile kTile>
+struct WeightScales {
+  static constexpr int kCount = kTile.parts * kScaleBlocks<kTile>;
+  float now[kCount], next[kCount];
+
+  __device__ static int first_block(int column, int part) {
+    return (column + part * kTile.part_n() / kUnit<kTile> * kUnit<kTile>) / 128;
+  }
+  __device__ void ask(const GemmFp8Params& p, int column, int chunk, int lane) {
+    const int k = chunk * 32 + lane;
+#pragma unroll
+    for (int i = 0; i < kCount; i++) {
+      const int block = min(first_block(column, i / kScaleBlocks<kTile>) + i % kScaleBlocks<kTile>, p.n_blocks - 1);
+      next[i] = k < p.k_blocks ? __ldg(p.w_scale + static_cast<int64_t>(block) * p.k_blocks + k) : 0.0f;
+    }
+  }
+  __device__ void advance() {
+#pragma unroll
+    for (int i = 0; i < kCount; i++) now[i] = next[i];
+  }
+  __device__ float at(int part, int which, int k_block) const {
+    return __shfl_sync(0xffffffff, now[part * kScaleBlocks<kTile> + which], k_block % 32);
+  }
+};
+
+__device__ inline float load_shared(uint32_t address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ inline uint32_t pack(bool half, float low, float high) {
+  return half ? pack_f16(low, high) : pack_bf16(low, high);
+}
+
+// Two neighbouring columns of a row.
+__device__ inline void store_pair(const GemmFp8Params& p, int64_t row, int column, float a, float b) {
+  const int64_t at = row * p.columns + column;
+  const bool both = column + 1 < p.columns;
+  if (column >= p.columns) return;
+  if (p.out_type == GemmFp8Out::kF32) {
+    float* out = static_cast<float*>(p.out) + at;
+    if (p.even && both) {
+      *reinterpret_cast<float2*>(out) = make_float2(a, b);
+    } else {
+      out[0] = a;
+      if (both) out[1] = b;
+    }
+    return;
+  }
+  const uint32_t packed = pack(p.out_type == GemmFp8Out::kF16, a, b);
+  uint16_t* out = static_cast<uint16_t*>(p.out) + at;
+  if (p.even && both) {
+    *reinterpret_cast<uint32_t*>(out) = packed;
+  } else {
+    out[0] = static_cast<uint16_t>(packed);
+    if (both) out[1] = static_cast<uint16_t>(packed >> 16);
+  }
+}
+
+// Eight neighbouring columns of a row.
+__device__ inline void store_eight(const GemmFp8Params& p, int64_t row, int column, const float (&v)[8]) {
+  if (!p.wide || column + 8 > p.columns) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) store_pair(p, row, column + i, v[i], v[i + 1]);
+    return;
+  }
+  const int64_t at = row * p.columns + column;
+  if (p.out_type == GemmFp8Out::kF32) {
+    auto* out = reinterpret_cast<float4*>(static_cast<float*>(p.out) + at);
+    out[0] = make_float4(v[0], v[1], v[2], v[3]);
+    out[1] = make_float4(v[4], v[5], v[6], v[7]);
+    return;
+  }
+  const bool half = p.out_type == GemmFp8Out::kF16;
+  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(p.out) + at) =
+      make_uint4(pack(half, v[0], v[1]), pack(half, v[2], v[3]), pack(half, v[4], v[5]), pack(half, v[6], v[7]));
+}
+
+// acc as wgmma.h lays it out; row: this thread's first in its tile, the other is 8 below.
+template <GemmFp8Tile kTile>
+__device__ inline void store_tile(const float (&acc)[kTile.tile_n / 2], const GemmFp8Params& p, int first_row, int row,
+                                  int column) {
+  const int quad_lane = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int in_tile = row + 8 * h, r = first_row + in_tile;
+    if (in_tile >= p.tile_m || r >= p.m) continue;
+    if constexpr (kTile.permuted) {
+#pragma unroll
+      for (int g = 0; g < kTile.tile_n / 32; g++) {
+        float v[8];
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+          v[2 * q] = acc[4 * (4 * g + q) + 2 * h];
+          v[2 * q + 1] = acc[4 * (4 * g + q) + 2 * h + 1];
+        }
+        store_eight(p, r, column + 32 * g + 8 * quad_lane, v);
+      }
+    } else {
+#pragma unroll
+      for (int q = 0; q < kTile.tile_n / 8; q++) {
+        store_pair(p, r, column + 8 * q + 2 * quad_lane, acc[4 * q + 2 * h], acc[4 * q + 2 * h + 1]);
+      }
+    }
+  }
+}
+
+// Where a thread stands in a ring.
+struct RingPosition {
+  int slot = 0;
+  uint32_t phase = 0;
+  __device__ void step(int stages) {
+    if (++slot == stages) slot = 0, phase ^= 1;
+  }
+};
+
+}  // namespace gemm_fp8_detail
+
+// kIndex: of kGemmFp8Tiles.
+template <int kIndex>
+__global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
+    gemm_fp8_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
+                    const __grid_constant__ CUtensorMap scale_map, const __grid_constant__ GemmFp8Params p) {
+  using namespace hopper;
+  using namespace gemm_fp8_detail;
+  constexpr GemmFp8Tile kTile = kGemmFp8Tiles[kIndex];
+  constexpr int kWarpgroups = kTile.warpgroups, kN = kTile.part_n(), kSteps = kTile.steps(), kGroup = kTile.group;
+  constexpr int kTemps = kTile.temps, kSlices = kTile.slices;
+  static_assert(kTemps == 1 || (kTemps == 2 && kSteps % 2 == 0), "a step's set of p is known at compile time");
+  static_assert(32 % kSlices == 0 && kSlices % kGroup == 0);
+  extern __shared__ uint8_t shared_raw[];
+  __shared__ uint64_t barriers[2 * kGemmFp8MaxStages];
+  constexpr uint32_t kWSlice = kTile.tile_n * kBlockRow, kWStage = kSlices * kWSlice;
+  const uint32_t full = kept_shared_address(barriers), empty = full + 8 * kGemmFp8MaxStages;
+  const uint32_t x_ring = (kept_shared_address(shared_raw) + 1023) & ~1023u;
+  const uint32_t x_slice = static_cast<uint32_t>(p.tile_m) * kBlockRow, x_stage = kSlices * x_slice;
+  const uint32_t w_ring = x_ring + static_cast<uint32_t>(p.stages) * x_stage;
+  const uint32_t scale_slice = static_cast<uint32_t>(p.tile_m) * 4;
+  const uint32_t scale_stage = (kSlices * scale_slice + 127) & ~127u;
+  const uint32_t scale_ring = w_ring + static_cast<uint32_t>(p.stages) * kWStage;
+
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int warp = __shfl_sync(0xffffffff, thread / 32, 0);  // the compiler sees that a warp takes one branch
+  const int rank = p.cluster_m > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const int first_tile = static_cast<int>(blockIdx.x) / p.cluster_m;
+  const int clusters = static_cast<int>(gridDim.x) / p.cluster_m;
+  const TileWalk walk{p};
+
+  if (thread == 0) {
+    for (int s = 0; s < p.stages; s++) {
+      mbarrier_init(&barriers[s], 2);  // w's bytes, and those of x and its scales
+      mbarrier_init(&barriers[kGemmFp8MaxStages + s], static_cast<uint32_t>(4 * kWarpgroups * p.cluster_m));
+    }
+    mbarrier_init_fence();
+  }
+  if (p.cluster_m > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  launch_dependents();
+
+  if (warp >= kWarpgroups * 4) {
+    if constexpr (kWarpgroups > 1) lower_registers<40>();
+    const int role = warp - kWarpgroups * 4;
+    RingPosition at;
+    at.phase = 1;
+    if (role == 0 && lane == 0) {
+      // w: each CTA of a cluster copies its share of the rows to all of them.
+      const uint64_t policy = p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy();
+      const int share = kTile.tile_n / p.cluster_m;
+      const auto mask = static_cast<uint16_t>((1 << p.cluster_m) - 1);
+      const uint32_t ring = w_ring + static_cast<uint32_t>(rank * share) * kBlockRow;
+      for (int tile = first_tile; tile < walk.count(); tile += clusters) {
+        int mc, nt;
+        walk.at(tile, mc, nt);
+        const int row = nt * kTile.tile_n + rank * share;
+        for (int stage = 0; stage < p.k_stages; stage++) {
+          const uint32_t bar = full + 8 * at.slot, to = ring + static_cast<uint32_t>(at.slot) * kWStage;
+          mbarrier_wait(empty + 8 * at.slot, at.phase);
+          mbarrier_arrive_expect(bar, kWStage);
+          if constexpr (kTile.permuted) {
+            static_assert(!kTile.permuted || kSlices == 1);
+            if (p.cluster_m == 1) {
+              tma_load_5d(to, &w_map, bar, stage * 128, row / 32, policy);
+            } else {
+              tma_load_5d_multicast(to, &w_map, bar, stage * 128, row / 32, mask, policy);
+            }
+          } else if (p.cluster_m == 1) {
+            tma_load_3d(to, &w_map, bar, 0, row, stage * kSlices, policy);
+          } else {
+#pragma unroll
+            for (int j = 0; j < kSlices; j++) {
+              tma_load_3d_multicast(to + j * kWSlice, &w_map, bar, 0, row, stage * kSlices + j, mask, policy);
+            }
+          }
+          at.step(p.stages);
+        }
+      }
+    } else if (role == 1 && lane == 0) {
+      const uint64_t policy = p.m <= 512 ? evict_last_policy() : evict_normal_policy();
+      wait_for_predecessors();
+      for (int tile = first_tile; tile < walk.count(); tile += clusters) {
+        int mc, nt;
+        walk.at(tile, mc, nt);
+        const int row = (mc * p.cluster_m + rank) * p.tile_m;
+        for (int stage = 0; stage < p.k_stages; stage++) {
+          const uint32_t bar = full + 8 * at.slot;
+          mbarrier_wait(empty + 8 * at.slot, at.phase);
+          mbarrier_arrive_expect(bar, x_stage + kSlices * scale_slice);
+          tma_load_3d(x_ring + static_cast<uint32_t>(at.slot) * x_stage, &x_map, bar, 0, row, stage * kSlices, policy);
+          tma_load_2d(scale_ring + static_cast<uint32_t>(at.slot) * scale_stage, &scale_map, bar, row, stage * kSlices,
+                      policy);
+          at.step(p.stages);
+        }
+      }
+    }
+    __syncwarp();
+  } else {
+    if constexpr (kWarpgroups > 1) raise_registers<232>();
+    const int warpgroup = warp / 4;
+    const int row = warp * 16 + lane / 4;  // this thread's first row in the tile
+    const uint64_t a0 = k_major_descriptor(x_ring + static_cast<uint32_t>(warpgroup) * 64 * kBlockRow);
+    const uint64_t b0 = k_major_descriptor(w_ring);
+    const uint32_t own_scales = scale_ring + static_cast<uint32_t>(row) * 4;
+    float acc[kTile.tile_n / 2];
+    float temp[kTemps][kGroup][kN / 2];
+#pragma unroll
+    for (int t = 0; t < kTemps; t++) {
+#pragma unroll
+      for (int g = 0; g < kGroup; g++) {
+#pragma unroll
+        for (int i = 0; i < kN / 2; i++) temp[t][g][i] = 0.0f;
+      }
+    }
+    WeightScales<kTile> w_scales;
+
+    // A stage is free once every warp that reads it says so to every CTA that fills it.
+    const auto release = [&](int slot) {
+      if (p.cluster_m > 1) {
+        if (lane < p.cluster_m) mbarrier_arrive_remote(empty + 8 * slot, static_cast<uint32_t>(lane));
+      } else if (lane == 0) {
+        mbarrier_arrive(empty + 8 * slot);
+      }
+    };
+    // Step i of a stage: part i % parts of the slices from i / parts · group on.
+    const auto issue = [&](int i, int slot) {
+      const int slice = i / kTile.parts * kGroup, part = i % kTile.parts;
+      const uint64_t a = a0 + static_cast<uint32_t>(slot) * (x_stage >> 4) + slice * (x_slice >> 4);
+      const uint64_t b =
+          b0 + static_cast<uint32_t>(slot) * (kWStage >> 4) + slice * (kWSlice >> 4) + part * (kN * kBlockRow >> 4);
+      auto& to = temp[i % kTemps];
+#pragma unroll
+      for (int g = 0; g < kGroup; g++) pin_registers(to[g]);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+#pragma unroll
+        for (int g = 0; g < kGroup; g++) {
+          wgmma_e4m3<kN>(to[g], a + g * (x_slice >> 4) + 2 * k, b + g * (kWSlice >> 4) + 2 * k, k > 0);
+        }
+      }
+      wgmma_commit();
+    };
+    struct Scales {
+      float x[kGroup][2];
+    };
+    const auto load_scales = [&](int i, int slot) {
+      Scales s;
+#pragma unroll
+      for (int g = 0; g < kGroup; g++) {
+        const uint32_t at = own_scales + static_cast<uint32_t>(slot) * scale_stage +
+                            static_cast<uint32_t>(i / kTile.parts * kGroup + g) * scale_slice;
+        s.x[g][0] = load_shared(at);
+        s.x[g][1] = load_shared(at + 32);
+      }
+      return s;
+    };
+    const auto fold = [&](int i, int stage, int column, const Scales& s) {
+      constexpr int kUnits = kUnit<kTile>;
+      const int part = i % kTile.parts;
+#pragma unroll
+      for (int g = 0; g < kGroup; g++) {
+        const int k_block = stage * kSlices + i / kTile.parts * kGroup + g;
+        // A block past K has p = +0, and N16 folds none: a scale of -0 makes the fold the identity, without a branch
+        // (which would make the compiler wait for the multiplications in flight).
+        const bool past = kSlices > 1 && k_block >= p.k_blocks;
+        float scale[kScaleBlocks<kTile>][2];
+#pragma unroll
+        for (int b = 0; b < kScaleBlocks<kTile>; b++) {
+          const float w = w_scales.at(part, b, k_block);
+          scale[b][0] = past ? -0.0f : numerics::fmul(s.x[g][0], w);
+          scale[b][1] = past ? -0.0f : numerics::fmul(s.x[g][1], w);
+        }
+        // The first unit of the tile that the second block's scale is for.
+        const int second = (128 * (WeightScales<kTile>::first_block(column, part) + 1) - column) / kUnits;
+        const auto& from = temp[i % kTemps][g];
+#pragma unroll
+        for (int q = 0; q < kN / 8; q++) {
+          const int tile_q = part * (kN / 8) + q;
+          const bool later = kScaleBlocks<kTile> > 1 && tile_q * 8 / kUnits >= second;
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const float w = later ? scale[kScaleBlocks<kTile> - 1][h] : scale[0][h];
+            float& a = acc[4 * tile_q + 2 * h];
+            float& b = acc[4 * tile_q + 2 * h + 1];
+            a = numerics::ffma(from[4 * q + 2 * h], w, a);
+            b = numerics::ffma(from[4 * q + 2 * h + 1], w, b);
+          }
+        }
+      }
+    };
+    const auto pin_temp = [&](int i) {
+#pragma unroll
+      for (int g = 0; g < kGroup; g++) pin_registers(temp[i % kTemps][g]);
+    };
+
+    const auto column_of = [&](int tile) {
+      int mc, nt;
+      walk.at(tile, mc, nt);
+      return nt * kTile.tile_n;
+    };
+    wait_for_predecessors();  // before the first write
+    const bool turns = kWarpgroups == 2 && p.turns;
+    const uint32_t own_turn = 1 + static_cast<uint32_t>(warpgroup), other_turn = 2 - static_cast<uint32_t>(warpgroup);
+    if (turns && warpgroup == 1) named_barrier_arrive(other_turn, 256);  // the first turn is warpgroup 0's
+    if (first_tile < walk.count()) w_scales.ask(p, column_of(first_tile), 0, lane);
+    RingPosition at;
+    for (int tile = first_tile; tile < walk.count(); tile += clusters) {
+      int mc, nt;
+      walk.at(tile, mc, nt);
+      const int column = nt * kTile.tile_n;
+      // w's scales of the blocks from `stage` on, at the first stage of each 32 blocks.
+      const auto next_scales = [&](int stage) {
+        if (stage * kSlices % 32 != 0) return;
+        w_scales.advance();
+        const int chunk = stage * kSlices / 32 + 1;
+        if (chunk * 32 < p.k_blocks) {
+          w_scales.ask(p, column, chunk, lane);
+        } else if (tile + clusters < walk.count()) {
+          w_scales.ask(p, column_of(tile + clusters), 0, lane);
+        }
+      };
+#pragma unroll
+      for (int i = 0; i < kTile.tile_n / 2; i++) acc[i] = 0.0f;
+
+      if constexpr (kTemps == 1) {
+        for (int stage = 0; stage < p.k_stages; stage++) {
+          next_scales(stage);
+          mbarrier_wait(full + 8 * at.slot, at.phase);
+#pragma unroll
+          for (int i = 0; i < kSteps; i++) {
+            if (turns) named_barrier_sync(own_turn, 256);
+            issue(i, at.slot);
+            if (turns) named_barrier_arrive(other_turn, 256);
+            const Scales s = load_scales(i, at.slot);
+            wgmma_wait<0>();
+            pin_temp(i);
+            if (i + 1 == kSteps) release(at.slot);
+            fold(i, stage, column, s);
+          }
+          at.step(p.stages);
+        }
+      } else {
+        for (int stage = 0; stage < p.k_stages; stage++) {
+          next_scales(stage);
+          mbarrier_wait(full + 8 * at.slot, at.phase);
+          issue(0, at.slot);
+          Scales s[kSteps];
+#pragma unroll
+          for (int i = 0; i < kSteps; i++) s[i] = load_scales(i, at.slot);
+#pragma unroll
+          for (int i = 0; i < kSteps; i++) {  // each step is folded while the one after it is multiplied
+            if (i + 1 < kSteps) {
+              issue(i + 1, at.slot);
+              wgmma_wait<1>();
+            } else {
+              wgmma_wait<0>();
+            }
+            pin_temp(i);
+            if (i + 1 == kSteps) release(at.slot);
+            fold(i, stage, column, s[i]);
+          }
+          at.step(p.stages);
+        }
+      }
+      store_tile<kTile>(acc, p, (mc * p.cluster_m + rank) * p.tile_m, row, column);
+    }
+    if (turns && warpgroup == 0) named_barrier_sync(own_turn, 256);  // takes the turn that was left for it
+  }
+  // No CTA leaves while another may still write into its shared memory or signal its barriers.
+  if (p.cluster_m > 1) cluster_sync();
+}
+
+}  // namespace isobit::cuda

@@ -1,0 +1,23 @@
+#pragma once
+// What the FP8 GEMM's kernel is told, beside its tensor maps.
+#include <cstdint>
+
+namespace isobit::cuda {
+
+enum class GemmFp8Out : int { kBF16, kF16, kF32 };
+
+struct GemmFp8Params {
+  int m = 0, columns = 0;  // of the output
+  int k_blocks = 0, n_blocks = 0, k_stages = 0;
+  int m_clusters = 0, n_tiles = 0;
+  int group_m = 1;
+  int cluster_m = 1;
+  int stages = 0, tile_m = 0;
+  bool turns = false;
+  GemmFp8Out out_type = GemmFp8Out::kBF16;
+  bool even = false, wide = false;  // rows of out stand at whole pairs, and at whole 16 bytes
+  const float* w_scale = nullptr;   // [n_blocks, k_blocks]
+  void* out = nullptr;
+};
+
+}  // namespace isobit::cuda

@@ -1,0 +1,102 @@
+#include "ops/cuda/gemm_fp8_plan.h"
+
+#include <algorithm>
+
+namespace isobit::cuda {
+namespace {
+
+constexpr int kBlockBytes = 128;          // a row of one block of K
+constexpr int kSharedWhole = 225 * 1024;  // of 227 KB; the rest holds barriers
+constexpr int kShared[] = {kSharedWhole, 110 * 1024};
+// Measured on an H200, or read from its data sheet where marked.
+constexpr double kClockGhz = 1.6;
+constexpr double kDramBytesPerUs = 4.2e6;
+constexpr double kL2BytesPerUs = 7.5e6;
+constexpr double kSmBytesPerUs = 0.1e6;        // into one SM's shared memory: 64 B a cycle (data sheet)
+constexpr double kSmDramBytesPerUs = 0.045e6;  // what one SM alone can draw from DRAM
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Cycles of a block of 128 of K: four steps of each warpgroup's chain, and what of the folding is not hidden.
+double block_cycles(const GemmFp8Tile& t) {
+  const double tensor = 2.0 * t.tile_n * t.warpgroups * (t.part_n() >= 128 ? 1.0 : 1.1);
+  const double latency = t.parts * (4.0 * (17 + 0.24 * t.part_n()) / t.group + (t.temps > 1 ? 20 : 60 + t.part_n()));
+  return std::max(tensor, latency);
+}
+
+double estimate_us(const GemmFp8Shape& s, const GemmFp8Plan& p) {
+  const GemmFp8Tile& t = p.tile();
+  const double blocks = static_cast<double>(ceil_div(s.k, 128));
+  const int64_t clusters = p.ctas / p.cluster_m;
+  const double waves = static_cast<double>(ceil_div(p.cluster_tiles(), clusters));
+  const double cycles = block_cycles(t) / (kClockGhz * 1e3);
+  const double in_bytes = (p.tile_m + t.tile_n) * kBlockBytes;
+  const double l2_bytes = (p.tile_m + static_cast<double>(t.tile_n) / p.cluster_m) * kBlockBytes;
+  const double block = std::max({cycles, in_bytes / kSmBytesPerUs, l2_bytes * p.ctas / kL2BytesPerUs});
+  const double dram = static_cast<double>((s.n + s.m) * s.k + 2 * s.m * s.n) / kDramBytesPerUs;
+  const double sm_dram = waves * t.tile_n / p.cluster_m * static_cast<double>(s.k) / kSmDramBytesPerUs;
+  const double epilogue = (0.15 + 0.001 * t.tile_n) * waves;
+  return std::max({waves * blocks * block + epilogue, dram, sm_dram}) + 0.2 * (p.cluster_m - 1);
+}
+
+}  // namespace
+
+int gemm_fp8_stage_bytes(const GemmFp8Tile& t, int tile_m) {
+  return t.slices * (tile_m + t.tile_n) * kBlockBytes + static_cast<int>(round_up(t.slices * tile_m * 4, 128));
+}
+
+int gemm_fp8_tile_m(const GemmFp8Shape& s, int tile_index, int cluster_m) {
+  const int most = 64 * kGemmFp8Tiles[tile_index].warpgroups;
+  return static_cast<int>(std::min<int64_t>(most, round_up(ceil_div(s.m, cluster_m), 8)));
+}
+
+bool gemm_fp8_fits(const GemmFp8Shape& s, int tile_index, int cluster_m, int tile_m) {
+  const GemmFp8Tile& t = kGemmFp8Tiles[tile_index];
+  if (tile_m <= 0 || tile_m % 8 != 0 || tile_m > 64 * t.warpgroups) return false;
+  if (t.tile_n % (cluster_m * (t.permuted ? 32 : 8)) != 0) return false;  // shares are whole groups of rows
+  return cluster_m <= ceil_div(s.m, tile_m);
+}
+
+GemmFp8Plan gemm_fp8_plan_for(const GemmFp8Shape& s, int tile_index, int cluster_m, int tile_m, int sm_count,
+                              int shared_limit) {
+  GemmFp8Plan p;
+  p.tile_index = tile_index;
+  p.cluster_m = cluster_m;
+  p.tile_m = tile_m;
+  const GemmFp8Tile& t = p.tile();
+  p.m_tiles = static_cast<int>(ceil_div(s.m, tile_m));
+  p.n_tiles = static_cast<int>(ceil_div(s.n, t.tile_n));
+  const int stage_bytes = gemm_fp8_stage_bytes(t, tile_m);
+  // To align the ring, and for what is read behind it: the tensor cores take 64 rows a warpgroup, whatever the tile has
+  // (behind x's slots stand w's, behind the scales this).
+  constexpr int spare = 1024 + 512;
+  p.stages = std::clamp((shared_limit - spare) / stage_bytes, 2, kGemmFp8MaxStages);
+  const int64_t clusters = std::max(1, sm_count / cluster_m);
+  if (p.cluster_tiles() <= clusters) {  // nothing to run ahead to
+    p.stages =
+        static_cast<int>(std::min<int64_t>(p.stages, std::max<int64_t>(2, ceil_div(ceil_div(s.k, 128), t.slices))));
+  }
+  p.shared_bytes = p.stages * stage_bytes + spare;
+  const int64_t waves = ceil_div(p.cluster_tiles(), clusters);
+  p.ctas = static_cast<int>(ceil_div(p.cluster_tiles(), waves)) * cluster_m;
+  p.group_m = std::max(1, 2048 / (tile_m * cluster_m));
+  p.estimated_us = estimate_us(s, p);
+  return p;
+}
+
+GemmFp8Plan gemm_fp8_plan(const GemmFp8Shape& s, int sm_count) {
+  GemmFp8Plan best;
+  for (int i = 0; i < kGemmFp8TileCount; i++) {
+    for (const int cluster_m : {1, 2}) {
+      const int tile_m = gemm_fp8_tile_m(s, i, cluster_m);
+      if (!gemm_fp8_fits(s, i, cluster_m, tile_m)) continue;
+      const bool few = s.m <= 64;
+      const GemmFp8Plan p = gemm_fp8_plan_for(s, i, cluster_m, tile_m, sm_count, kShared[few ? 1 : 0]);
+      if (best.stages == 0 || p.estimated_us < best.estimated_us) best = p;
+    }
+  }
+  return best;
+}
+
+}  // namespace isobit::cuda

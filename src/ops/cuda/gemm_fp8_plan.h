@@ -1,0 +1,67 @@
+#pragma once
+// How the FP8 GEMM is cut into tiles: a pure function of its sizes and the GPU, never of data. It decides speed alone;
+// every plan gives the same bits (docs/numerics.md, N16).
+#include <cstdint>
+#include <vector>
+
+namespace isobit::cuda {
+
+// A compiled kernel. A CTA's tile has `warpgroups` · 64 rows of x at most and `tile_n` rows of w, computed in `parts`
+// of equal width; its stages hold `slices` × 128 of K, of which `group` are multiplied side by side.
+struct GemmFp8Tile {
+  int warpgroups = 1;
+  int tile_n = 0;
+  int parts = 1;
+  int slices = 1;
+  int group = 1;
+  int temps = 1;          // sets of accumulators of single blocks
+  bool permuted = false;  // w's rows stand in shared memory so that a thread's outputs are eight neighbours
+
+  auto operator<=>(const GemmFp8Tile&) const = default;
+  constexpr int part_n() const { return tile_n / parts; }
+  constexpr int steps() const { return slices / group * parts; }
+  constexpr int threads() const { return warpgroups == 1 ? 192 : 128 * warpgroups + 128; }
+};
+
+constexpr GemmFp8Tile kGemmFp8Tiles[] = {
+    {1, 16, 1, 4, 2, 2, false}, {1, 32, 1, 2, 1, 2, false},  {1, 48, 1, 2, 1, 2, false},
+    {1, 56, 1, 2, 1, 2, false}, {1, 64, 1, 2, 1, 2, false},  {1, 128, 1, 1, 1, 1, true},
+    {2, 128, 1, 1, 1, 1, true}, {2, 176, 2, 1, 1, 1, false}, {2, 256, 2, 1, 1, 1, true}};
+constexpr int kGemmFp8TileCount = static_cast<int>(sizeof(kGemmFp8Tiles) / sizeof(kGemmFp8Tiles[0]));
+constexpr int kGemmFp8MaxStages = 16;
+
+struct GemmFp8Plan {
+  int tile_index = 0;  // in kGemmFp8Tiles
+  int tile_m = 0;      // rows of x a CTA loads and stores: a multiple of 8, at most 64 · warpgroups
+  int cluster_m = 1;   // CTAs along M that share w's tile
+  bool turns = false;  // two warpgroups take turns at the tensor cores
+  int stages = 0;
+  int m_tiles = 0, n_tiles = 0;  // in CTAs, not rounded to clusters
+  int group_m = 1;               // clusters along M that walk w together, so that the L2 holds what they share
+  int ctas = 0;
+  int shared_bytes = 0;
+  double estimated_us = 0;
+
+  const GemmFp8Tile& tile() const { return kGemmFp8Tiles[tile_index]; }
+  int64_t cluster_tiles() const {
+    return static_cast<int64_t>((m_tiles + cluster_m - 1) / cluster_m) * static_cast<int64_t>(n_tiles);
+  }
+};
+
+struct GemmFp8Shape {
+  int64_t m = 0, n = 0, k = 0;
+};
+
+// Bytes of one stage of the ring.
+int gemm_fp8_stage_bytes(const GemmFp8Tile& tile, int tile_m);
+// True where this tile, cluster and number of rows can serve the shape.
+bool gemm_fp8_fits(const GemmFp8Shape& shape, int tile_index, int cluster_m, int tile_m);
+// The plan for a given tile; gemm_fp8_fits must hold. shared_limit: bytes of shared memory it may take.
+GemmFp8Plan gemm_fp8_plan_for(const GemmFp8Shape& shape, int tile_index, int cluster_m, int tile_m, int sm_count,
+                              int shared_limit);
+// The most rows that tile and cluster can take of this shape's.
+int gemm_fp8_tile_m(const GemmFp8Shape& shape, int tile_index, int cluster_m);
+// The fastest by estimate.
+GemmFp8Plan gemm_fp8_plan(const GemmFp8Shape& shape, int sm_count);
+
+}  // namespace isobit::cuda

@@ -1,0 +1,63 @@
+#include "ops/gemm_fp8.h"
+
+#include <cmath>
+#include <cstdint>
+
+#include "base/error.h"
+
+namespace isobit {
+namespace {
+
+void check_pointer(const char* op, const char* name, const void* p, uintptr_t alignment) {
+  require(p != nullptr, "{}: {} is null", op, name);
+  require(reinterpret_cast<uintptr_t>(p) % alignment == 0, "{}: {} is at {}; it must be aligned to {} bytes", op, name,
+          p, alignment);
+}
+
+void check_scale_stride(const char* op, const char* name, int64_t stride, int64_t rows) {
+  require(stride >= rows && stride % 4 == 0, "{}: {} is {}; it must be a multiple of 4 and at least the {} rows", op,
+          name, stride, rows);
+}
+
+// The copy engine counts rows and columns in int32.
+constexpr int64_t kMost = INT32_MAX - 1024;
+
+}  // namespace
+
+void GemmFp8Args::check() const {
+  require(m >= 0 && m <= kMost, "gemm_fp8: m is {}; it must be in [0, {}]", m, kMost);
+  require(n > 0 && n <= kMost, "gemm_fp8: n is {}; it must be in [1, {}]", n, kMost);
+  require(k > 0 && k <= kMost, "gemm_fp8: k is {}; it must be in [1, {}]", k, kMost);
+  require(out_type == DType::kBF16 || out_type == DType::kF16 || out_type == DType::kF32,
+          "gemm_fp8: out_type is {}; it must be BF16, F16 or F32", dtype_info(out_type).name);
+  if (m == 0) return;
+  check_scale_stride("gemm_fp8", "x_scale_stride", x_scale_stride, m);
+  check_pointer("gemm_fp8", "x", x, 16);
+  check_pointer("gemm_fp8", "x_scale", x_scale, 16);
+  check_pointer("gemm_fp8", "w", w, 16);
+  check_pointer("gemm_fp8", "w_scale", w_scale, 4);
+  check_pointer("gemm_fp8", "out", out, dtype_info(out_type).block_bytes);
+}
+
+void QuantizeFp8Args::check() const {
+  require(count >= 0 && count <= kMost, "quantize_fp8: count is {}; it must be in [0, {}]", count, kMost);
+  require(n > 0 && n <= kMost, "quantize_fp8: n is {}; it must be in [1, {}]", n, kMost);
+  require(weight == nullptr || !gated, "quantize_fp8: a norm's weight and `gated` exclude each other");
+  require(round_type == DType::kBF16 || round_type == DType::kF16,
+          "quantize_fp8: round_type is {}; it must be BF16 or F16", dtype_info(round_type).name);
+  const bool half = x_type == DType::kBF16 || x_type == DType::kF16, wide = x_type == DType::kF32;
+  require(weight != nullptr ? wide
+          : gated           ? (half || wide)
+                            : half,
+          "quantize_fp8: x_type is {}; plain values are BF16 or F16, a norm's input F32, gate and up any of them",
+          dtype_info(x_type).name);
+  require(weight == nullptr || (std::isfinite(eps) && eps >= 0.0f), "quantize_fp8: eps is {}; it must not be negative",
+          eps);
+  if (count == 0) return;
+  check_scale_stride("quantize_fp8", "scale_stride", scale_stride, count);
+  check_pointer("quantize_fp8", "x", x, dtype_info(x_type).block_bytes);
+  check_pointer("quantize_fp8", "out", out, 16);
+  check_pointer("quantize_fp8", "scale", scale, 4);
+}
+
+}  // namespace isobit

@@ -1,0 +1,53 @@
+#pragma once
+// The block-scaled FP8 GEMM (rule N16) and the quantisation of its activations (rule N18).
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace isobit {
+
+constexpr int64_t kFp8Block = 128;  // values that share a scale; of weights 128 × 128
+
+// e4m3 matrices stand in rows of whole blocks, the rest of a last block zero; weights in whole groups of 32 rows, the
+// contents of rows past n free.
+constexpr int64_t fp8_blocks(int64_t k) { return (k + kFp8Block - 1) / kFp8Block; }
+constexpr int64_t fp8_row_bytes(int64_t k) { return fp8_blocks(k) * kFp8Block; }
+constexpr int64_t fp8_stored_rows(int64_t n) { return (n + 31) / 32 * 32; }
+// Scales of activations are M-major: of (row, block) at [block · stride + row], stride a multiple of 4, at least m.
+constexpr int64_t fp8_scale_stride(int64_t m) { return (m + 3) / 4 * 4; }
+
+// out[m, n] = round(Σ over blocks of K ascending of (x·Wᵀ within the block) · x_scale · w_scale), as N16 states it.
+struct GemmFp8Args {
+  const uint8_t* x = nullptr;      // [m, fp8_row_bytes(k)]
+  const float* x_scale = nullptr;  // [fp8_blocks(k), x_scale_stride]
+  int64_t m = 0, x_scale_stride = 0;
+  const uint8_t* w = nullptr;      // [fp8_stored_rows(n), fp8_row_bytes(k)]
+  const float* w_scale = nullptr;  // [fp8_blocks(n), fp8_blocks(k)]
+  int64_t n = 0, k = 0;
+  DType out_type = DType::kBF16;  // kBF16, kF16, or kF32: the accumulator itself
+  void* out = nullptr;            // [m, n]
+
+  void check() const;
+};
+
+// out = e4m3 of v / scale over every 128 values of a row, where v[i, j] is
+//   x[i, j]                                                                (no weight, not gated; x bf16 or f16)
+//   round(rms_norm(x[i, :]))[j] by rule N8                                 (weight given; x f32)
+//   round(fmul(silu(x[i, j]), x[i, n + j])), x being [count, 2n]           (gated; x f32, bf16 or f16)
+// round: to round_type. The same bytes as the rounding operator followed by plain quantisation.
+struct QuantizeFp8Args {
+  const void* x = nullptr;
+  DType x_type = DType::kBF16;
+  int64_t count = 0, n = 0;
+  const float* weight = nullptr;  // [n]
+  float eps = 1e-5f;
+  bool gated = false;
+  DType round_type = DType::kBF16;  // kBF16 or kF16
+  uint8_t* out = nullptr;           // [count, fp8_row_bytes(n)]
+  float* scale = nullptr;           // [fp8_blocks(n), scale_stride]
+  int64_t scale_stride = 0;
+
+  void check() const;
+};
+
+}  // namespace isobit
