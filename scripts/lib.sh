@@ -28,11 +28,11 @@ ensure_packages() {
   "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# configure PRESET [cmake flags…]: once, unless flags are given.
+# configure PRESET [cmake flags…]: once, and again when flags are given or the presets have changed.
 configure() {
   local preset=$1
   shift
-  if [ ! -f "build/$preset/build.ninja" ] || [ $# -gt 0 ]; then
+  if [ ! -f "build/$preset/build.ninja" ] || [ $# -gt 0 ] || [ CMakePresets.json -nt "build/$preset/CMakeCache.txt" ]; then
     cmake --preset "$preset" "$@" >"build-$preset.log" 2>&1 || { mkdir -p build; cat "build-$preset.log" >&2; die "configuring $preset failed"; }
     rm -f "build-$preset.log"
   fi

@@ -12,10 +12,10 @@ enum class ErrorCode {
   kInvalidArgument,  // the caller asked for something out of range
   kBadFile,          // a model or data file is damaged, truncated or hostile
   kUnsupported,      // well-formed, but not something this build can run
-  kNotFound,         // no such file, model or device
+  kNotFound,         // no such file or model
   kOutOfMemory,      // memory or cache pages exhausted
   kIo,               // disk or network failed
-  kDevice,           // the accelerator or its driver failed
+  kDevice,           // the accelerator or its driver is missing or failed
   kNumerical,        // NaN or no finite value where a number is needed
   kInternal,         // a bug in isobit
 };

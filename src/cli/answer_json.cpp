@@ -5,6 +5,10 @@
 
 namespace isobit::cli {
 
+std::string json_text(const nlohmann::json& json, int indent) {
+  return json.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 std::string answer_json(const Answer& a, const GenerateOptions& o, Session& session) {
   std::vector<int32_t> tokens;
   std::vector<float> logprobs;
@@ -28,7 +32,7 @@ std::string answer_json(const Answer& a, const GenerateOptions& o, Session& sess
                             {"device", session.engine().backend().info().name},
                             {"contract", numerics::kContractVersion},
                             {"bits", a.digest}};
-  return j.dump();
+  return json_text(j);
 }
 
 }  // namespace isobit::cli

@@ -158,7 +158,7 @@ int bench_cpu(BenchFlags& f) {
     j["rss_ratio"] = j["rss_kib"].get<double>() / j["peer_rss_kib"].get<double>();
   }
   if (f.json) {
-    std::cout << j.dump() << "\n";
+    std::cout << json_text(j) << "\n";
     return kOk;
   }
   std::cout << fmt::format("{}\n{}, {} threads, median of {}\n", path, j["device"].get<std::string>(), threads,

@@ -95,7 +95,10 @@ int run(int argc, const char* const* argv) {
   }
   try {
     set_log_level(log);
-    return command.run();
+    const int code = command.run();
+    std::cout.flush();
+    if (!std::cout) throw fail(ErrorCode::kIo, "the output could not be written; is the disk full?");
+    return code;
   } catch (const Error& e) {
     return report(e);
   } catch (const std::bad_alloc&) {

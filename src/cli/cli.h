@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,9 @@ std::unique_ptr<Session> open_session(const ModelFlags& flags, EngineOptions opt
 
 // An answer as one JSON object: text, tokens, log-probabilities, timings, settings.
 std::string answer_json(const Answer& answer, const GenerateOptions& options, Session& session);
+
+// Bytes that are not UTF-8 (a path may hold any) become U+FFFD. indent -1: one line.
+std::string json_text(const nlohmann::json& json, int indent = -1);
 
 // The last line of an answer, for stderr.
 std::string summary(const Answer& answer, const GenerateOptions& options, Session& session);

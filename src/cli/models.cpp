@@ -34,7 +34,9 @@ std::string fetch_script() {
              ISOBIT_SHARE_FOLDER, ISOBIT_SCRIPTS_FOLDER);
 }
 
+// Ctrl-C reaches the program too, which then puts its files in order: it is waited for.
 int run_program(const std::vector<std::string>& words) {
+  const Interrupt interrupt;
   std::vector<char*> argv;
   for (const std::string& w : words) argv.push_back(const_cast<char*>(w.c_str()));
   argv.push_back(nullptr);
@@ -84,7 +86,7 @@ int list(bool json) {
                       {"path", cached_path(m)}});
   }
   if (json) {
-    std::cout << models.dump() << "\n";
+    std::cout << json_text(models) << "\n";
     return kOk;
   }
   for (const auto& m : models) {
@@ -145,7 +147,7 @@ int show(const std::string& name, bool json, bool tensors) {
       for (const Tensor& t : file->tensors())
         j["tensors"].push_back({{"name", t.name}, {"type", t.type_name()}, {"shape", t.shape}, {"bytes", t.bytes}});
     }
-    std::cout << j.dump() << "\n";
+    std::cout << json_text(j) << "\n";
     return kOk;
   }
   std::cout << fmt::format("{}\n  {}, {}, {:.1f} M parameters, digest {}\n", file->path(), file->format(),

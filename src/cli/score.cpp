@@ -89,7 +89,7 @@ int score(ScoreFlags& f) {
                         {"mean_logprob", sum / count},
                         {"perplexity", std::exp(-sum / count)},
                         {"bits", digest.hex()}};
-    std::cout << j.dump() << "\n";
+    std::cout << json_text(j) << "\n";
   } else {
     std::cout << fmt::format(
         "{} tokens scored in {} window(s) of {}\nmean log-probability {:.6f}, perplexity {:.4f}, argmax right "

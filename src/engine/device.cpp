@@ -64,7 +64,7 @@ std::unique_ptr<Backend> make_backend(const DeviceOptions& o) {
   return make_cuda(index);
 #else
   throw fail(
-      ErrorCode::kUnsupported,
+      ErrorCode::kDevice,
       "device 'cuda:{}': this isobit was built without CUDA; build it where nvcc is installed, or use --device cpu",
       index);
 #endif

@@ -14,8 +14,7 @@ struct DeviceOptions {
   std::string simd;             // CPU; "": the best this processor has
 };
 
-// Throws Error(kNotFound, kDevice, kUnsupported) that says what is missing and what can be done. "auto" never fails for
-// want of a GPU.
+// Throws Error(kDevice) that says what is missing and what can be done. "auto" never fails for want of a GPU.
 std::unique_ptr<Backend> make_backend(const DeviceOptions& options);
 
 // The SIMD targets this processor can run, the best first.

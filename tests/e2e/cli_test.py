@@ -121,7 +121,12 @@ class Usage(Case):
 
     def test_devices(self):
         self.isobit("run", "-m", self.model, "--device", "tpu", "hi", code=USAGE, says=["'tpu'", "cpu"])
+        self.isobit("run", "-m", self.model, "--device", "cuda:x", "hi", code=USAGE, says=["cuda:x"])
         self.isobit("run", "-m", self.model, "--simd", "mmx", "hi", code=MODEL, says=["'mmx'", "scalar"])
+        self.isobit("run", "-m", self.model, "--threads", "4096", "hi", code=USAGE, says=["4096", "1024"])
+
+    def test_a_gpu_that_is_not_there(self):
+        self.isobit("run", "-m", self.model, "--device", "cuda:77", "hi", code=DEVICE, says=["cuda"])
 
     def test_prompts(self):
         self.isobit("run", "-m", self.model, "", code=USAGE, says=["prompt is empty"])
@@ -308,7 +313,43 @@ class Run(Case):
             out.encode()
 
 
+    @unittest.skipUnless(os.path.exists("/dev/full"), "no /dev/full here")
+    def test_output_that_cannot_be_written(self):
+        text = self.write("short.txt", "some text")
+        for words in (["run", "-m", self.model, "hi", "-n", "4"], ["score", text, "--json", "-m", self.model], ["list"]):
+            with open("/dev/full", "w") as full:
+                r = subprocess.run([ISOBIT, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+                                   env=self.environment())
+            self.assertEqual(r.returncode, MEMORY, words)
+            self.assertIn("could not be written", r.stderr)
+
+
 class Interrupts(Case):
+    def test_ctrl_c_without_an_answer_running(self):
+        text = self.write("text.txt", "word " * 90)
+        for words in (["score", "-m", self.model, text], ["verify", self.model]):
+            p = self.start(*words)
+            time.sleep(0.2)
+            p.send_signal(signal.SIGINT)
+            p.communicate(timeout=60)
+            self.assertIn(p.returncode, (INTERRUPTED, -signal.SIGINT, OK), words)
+
+    def test_ctrl_c_while_pulling_waits_for_the_fetching_program(self):
+        folder = self.path / "bin"
+        folder.mkdir()
+        python = folder / "python3"
+        python.write_text("#!/bin/sh\ntrap 'echo tidied >&2; exit 130' INT\necho started >&2\n"
+                          "for i in 1 2 3 4 5 6 7 8 9; do sleep 0.3; done\n")
+        python.chmod(0o755)
+        p = subprocess.Popen([ISOBIT, "pull", "smollm2"], stderr=subprocess.PIPE, start_new_session=True, text=True,
+                             env={**self.environment(), "PATH": f"{folder}:{os.environ['PATH']}"})
+        while "started" not in p.stderr.readline():
+            self.assertIsNone(p.poll())
+        os.killpg(p.pid, signal.SIGINT)
+        _, err = p.communicate(timeout=60)
+        self.assertEqual(p.returncode, INTERRUPTED)
+        self.assertIn("tidied", err)
+
     def start(self, *words, **more):
         return subprocess.Popen([ISOBIT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.environment(), **more)
 
@@ -454,6 +495,10 @@ class Verify(Case):
         path = self.write("digests.json", recorded)
         out, _ = self.isobit(*words, "--against", path, "-t", "2")
         self.assertIn("2 of 2 prompts equal", out)
+        out, _ = self.isobit(*words, "--against", path, "--first", "1")
+        self.assertIn("1 of 1 prompts equal", out)
+        self.isobit("verify", self.model, "--prompts", self.write("one.txt", "Hi\n"), "--against", path, code=USAGE,
+                    says=["2 prompts, this run has 1"])
         known = json.loads(recorded)
         known["prompts"][1]["seeded"]["logits"] = "0" * 16
         out, _ = self.isobit(*words, "--against", self.write("digests.json", json.dumps(known)), code=DIFFERENT)
@@ -467,6 +512,13 @@ class Models(Case):
         models = json.loads(self.isobit("list", "--json")[0])
         self.assertEqual([m["name"] for m in models if not m["fetched"]], [m["name"] for m in models])
         self.assertIn("not fetched", self.isobit("list")[0])
+
+    def test_json_of_a_path_that_is_not_utf8(self):
+        odd = os.fsencode(self.path) + b"/m\xff.gguf"
+        shutil.copy(self.model, odd)
+        r = subprocess.run([ISOBIT, "show", odd, "--json"], capture_output=True, env=self.environment(), timeout=60)
+        self.assertEqual(r.returncode, OK, r.stderr)
+        self.assertTrue(json.loads(r.stdout)["path"].endswith("m\ufffd.gguf"))
 
     def test_show(self):
         j = json.loads(self.isobit("show", self.model, "--json", "--tensors")[0])

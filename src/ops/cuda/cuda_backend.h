@@ -18,8 +18,8 @@ struct CudaOptions {
 // throws.
 int cuda_device_count(std::string* why_none = nullptr);
 
-// Throws Error: kNotFound (no GPU, or no such number), kUnsupported (not sm_90, driver too old), kOutOfMemory,
-// kDevice; the message says what is missing.
+// Throws Error: kDevice (no GPU, no such number, not sm_90, driver too old), kOutOfMemory; the message says what is
+// missing.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 
 }  // namespace isobit

@@ -64,15 +64,15 @@ int device_count(std::string* why_none) {
 Device open_device(int id) {
   std::string why;
   const int count = device_count(&why);
-  if (count == 0) throw fail(ErrorCode::kNotFound, "cuda: {}", why);
+  if (count == 0) throw fail(ErrorCode::kDevice, "cuda: {}", why);
   if (id < 0 || id >= count) {
-    throw fail(ErrorCode::kNotFound, "cuda:{}: there {} GPU{}; use cuda:0 to cuda:{}", id,
+    throw fail(ErrorCode::kDevice, "cuda:{}: there {} GPU{}; use cuda:0 to cuda:{}", id,
                count == 1 ? "is 1" : fmt::format("are {}", count), count == 1 ? "" : "s", count - 1);
   }
   cudaDeviceProp properties = {};
   check(cudaGetDeviceProperties(&properties, id), fmt::format("cuda:{}: reading its properties", id));
   if (properties.major != kMajor || properties.minor != kMinor) {
-    throw fail(ErrorCode::kUnsupported,
+    throw fail(ErrorCode::kDevice,
                "cuda:{} is a {} (sm_{}{}); this build has kernels for sm_90 alone (H100, H200): use another GPU or the "
                "cpu device",
                id, properties.name, properties.major, properties.minor);

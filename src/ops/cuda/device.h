@@ -30,7 +30,7 @@ struct Device {
 };
 
 // Checks that device `id` exists, is sm_90 and has a driver that this build can use, and makes it current. Throws
-// Error(kNotFound or kUnsupported) that says what was found and what is needed.
+// Error(kDevice) that says what was found and what is needed.
 Device open_device(int id);
 
 // A row-major matrix [rows, columns] of 16-bit elements, read or written in boxes of box_rows × box_columns. The base
