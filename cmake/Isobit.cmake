@@ -30,9 +30,13 @@ function(isobit_warnings target)
   endif()
 endfunction()
 
-# Under CMAKE_UNITY_BUILD (most presets) a folder's sources are compiled several at a time, so that big headers are read once.
+# Under ISOBIT_UNITY (most presets) a folder's sources are compiled several at a time, so that big headers are read once.
 # Highway's sources, which include themselves once a target, stay alone. Names in a folder's unnamed namespaces must differ.
 function(isobit_unity target)
+  if(NOT ISOBIT_UNITY)
+    return()
+  endif()
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON)
   get_target_property(sources ${target} SOURCES)
   foreach(source ${sources})
     file(STRINGS ${source} loops REGEX "include \"ops/cpu/simd_targets\\.h\"")

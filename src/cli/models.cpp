@@ -38,6 +38,7 @@ std::string fetch_script() {
 int run_program(const std::vector<std::string>& words) {
   const Interrupt interrupt;
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (const std::string& w : words) argv.push_back(const_cast<char*>(w.c_str()));
   argv.push_back(nullptr);
   pid_t child = 0;

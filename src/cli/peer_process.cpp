@@ -25,6 +25,7 @@ PeerProcess::PeerProcess(const std::vector<std::string>& words) {
   posix_spawn_file_actions_adddup2(&actions, in[0], STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (const std::string& w : words) argv.push_back(const_cast<char*>(w.c_str()));
   argv.push_back(nullptr);
   const int error = posix_spawnp(&child_, argv[0], &actions, nullptr, argv.data(), environ);
