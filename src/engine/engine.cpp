@@ -483,7 +483,8 @@ void Engine::score_prompt(const Part& part, const float* logits, int32_t first, 
   std::vector<float> scores(targets.size());
   int32_t wanted = 0;
   for (; wanted < rows && s.computed + first + wanted + 1 < prompt; wanted++) {
-    targets[static_cast<size_t>(wanted)] = s.tokens[static_cast<size_t>(s.computed + first + wanted + 1)];
+    const int32_t next = s.computed + first + wanted + 1;
+    targets[static_cast<size_t>(wanted)] = s.tokens[static_cast<size_t>(next)];
   }
   if (wanted == 0) return;
   backend_->upload(sample_.targets.data(), targets.data(), targets.size() * 4);
@@ -517,7 +518,7 @@ void Engine::cache_pages(Sequence& s) {
   if (!options_.prefix_cache || s.result.reason == FinishReason::kError) return;
   const int32_t whole = s.computed / options_.page_size;
   if (whole <= s.shared) return;
-  const auto tokens = std::span(s.tokens).first(static_cast<size_t>(whole * options_.page_size));
+  const auto tokens = std::span(s.tokens).first(static_cast<size_t>(whole) * static_cast<size_t>(options_.page_size));
   tree_->insert(tokens, std::span(s.pages).first(static_cast<size_t>(whole)));
   // Where another sequence computed the same tokens at the same time, the tree has its pages: take those and free the
   // copies. So whoever uses a page of the tree uses all before it, and what nobody uses can always be evicted.
