@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "numerics/convert.h"
 #include "numerics/testing.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cpu/simd_target.h"

@@ -91,6 +91,7 @@ struct Case {
   Epilogue epilogue = Epilogue::kStoreF32;
   bool bias = false;
   Values weights = Values::kNormal, x = Values::kNormal;
+  Storage storage = Storage::kFast;
 };
 
 std::vector<int64_t> simd_targets() {
@@ -109,7 +110,8 @@ void check(Random& r, const Case& c, ThreadPool& pool) {
     parts.push_back({c.types[i], c.rows[i], c.k, data.back().data()});
   }
   const auto want_w = load_reference(parts, c.form, DType::kBF16);
-  const auto packed = pack_linear(pool, parts, c.form);
+  WeightArena arena;
+  const auto packed = pack_linear(pool, parts, c.form, c.storage, arena);
   for (auto& d : data) std::fill(d.begin(), d.end(), std::byte{0xff});  // not needed any more
   std::vector<uint16_t> row(static_cast<size_t>(c.k));
   for (int64_t n = 0; n < packed->n(); n++) {
@@ -158,20 +160,23 @@ struct GemmCpu : ::testing::Test {
 TEST_F(GemmCpu, EveryFormatAndKindOfValue) {
   for (const DType t : kTypes) {
     for (const Values v : kValues) {
-      for (const Values x : {Values::kNormal, v}) {
-        SCOPED_TRACE(::testing::Message()
-                     << dtype_info(t).name << " values " << static_cast<int>(v) << ' ' << static_cast<int>(x));
+      for (int i = 0; i < 8; i++) {
+        const Values x = i % 2 == 0 ? Values::kNormal : v;
+        const Storage storage = i % 4 < 2 ? Storage::kFast : Storage::kCompact;
+        SCOPED_TRACE(::testing::Message() << dtype_info(t).name << " values " << static_cast<int>(v) << ' '
+                                          << static_cast<int>(x) << " storage " << static_cast<int>(storage));
         const int64_t block = std::max<int64_t>(dtype_info(t).block_elements, 8);
         check(r,
               {{t},
                {r.range(1, 40)},
                block * r.range(1, 640 / block),
-               r.range(1, 6),
+               i < 4 ? 1 : r.range(2, 6),
                LinearForm::kStacked,
                Epilogue::kStoreF32,
                r.bits() % 4 == 0,
                v,
-               x},
+               x,
+               storage},
               pool);
         if (HasFatalFailure()) return;
       }
@@ -226,7 +231,8 @@ TEST_F(GemmCpu, ManyRows) {
 TEST_F(GemmCpu, RowsStandAlone) {
   const auto data = draw_weights(r, DType::kQ4_1, 80, 576, Values::kNormal);
   const WeightPart part{DType::kQ4_1, 80, 576, data.data()};
-  const auto w = pack_linear(pool, {&part, 1}, LinearForm::kStacked);
+  WeightArena arena;
+  const auto w = pack_linear(pool, {&part, 1}, LinearForm::kStacked, Storage::kFast, arena);
   std::vector<uint16_t> x(150 * 576);
   for (auto& v : x) v = draw(r, Values::kSpread);
   std::vector<float> all(150 * 80), one(80);
@@ -239,16 +245,52 @@ TEST_F(GemmCpu, RowsStandAlone) {
   }
 }
 
+// A single row against kTwelve at the edges of its vector form: activations under every weight's reach, from none to
+// all, with weights that are zero, share no binade (spilled) or have few.
+TEST_F(GemmCpu, SingleRowAtTheEdges) {
+  WeightArena arena;
+  const int64_t k = 32 * 12, n = 48;
+  for (int round = 0; round < 60; round++) {
+    auto data = draw_weights(r, DType::kQ8_0, n, k, round % 3 == 0 ? Values::kSpread : Values::kNormal);
+    for (size_t block = 0; block < data.size(); block += 34) {  // d of any size, codes of which many are 0
+      const uint16_t d =
+          f32_to_f16(std::ldexp(1.0f + 0.5f * std::abs(r.normal()), static_cast<int>(r.range(0, 28)) - 22));
+      if (round % 2 == 0) std::memcpy(data.data() + block, &d, 2);
+      for (size_t i = 2; i < 34; i++) {
+        if (r.bits() % 3 == 0) data[block + i] = std::byte{0};
+      }
+    }
+    const WeightPart part{DType::kQ8_0, n, k, data.data()};
+    const auto w = pack_linear(pool, {&part, 1}, LinearForm::kStacked, Storage::kFast, arena);
+    const auto reference = load_reference({&part, 1}, LinearForm::kStacked, DType::kBF16);
+    std::vector<uint16_t> x(static_cast<size_t>(k));
+    const int low = -static_cast<int>(r.range(0, 130)), high = static_cast<int>(r.range(low + 1, 17));
+    for (size_t i = 0; i < x.size(); i++) {
+      if (static_cast<int64_t>(i) < 16 * (round % 5) || r.bits() % 4 == 0) continue;  // steps of zeros at the start
+      x[i] = numerics::f32_to_bf16(std::ldexp(r.normal(), static_cast<int>(r.range(low, high))));
+    }
+    std::vector<float> want(static_cast<size_t>(n)), got(static_cast<size_t>(n));
+    gemm_reference({pool, 0}, {x.data(), 1, reference.get(), nullptr, Epilogue::kStoreF32, DType::kBF16, want.data()});
+    for (const int64_t target : simd_targets()) {
+      std::fill(got.begin(), got.end(), numerics::from_bits(0xdeadbeef));
+      gemm({pool, target}, {x.data(), 1, w.get(), nullptr, Epilogue::kStoreF32, DType::kBF16, got.data()});
+      ASSERT_EQ(std::memcmp(got.data(), want.data(), want.size() * 4), 0)
+          << simd_target_name(target) << " round " << round << " exponents " << low << ".." << high;
+    }
+  }
+}
+
 TEST_F(GemmCpu, RefusesWhatDoesNotFit) {
+  WeightArena arena;
   const std::vector<std::byte> data(1024);
   const WeightPart odd{DType::kQ4_1, 2, 40, data.data()}, even{DType::kQ4_1, 2, 64, data.data()};
   const WeightPart both[] = {even, {DType::kQ4_1, 2, 32, data.data()}},
                    gated[] = {even, {DType::kQ4_1, 1, 64, data.data()}};
-  EXPECT_THROW(pack_linear(pool, {&odd, 1}, LinearForm::kStacked), Error);
-  EXPECT_THROW(pack_linear(pool, both, LinearForm::kStacked), Error);
-  EXPECT_THROW(pack_linear(pool, gated, LinearForm::kGated), Error);
-  EXPECT_THROW(pack_linear(pool, {&even, 1}, LinearForm::kGated), Error);
-  EXPECT_THROW(pack_linear(pool, {}, LinearForm::kStacked), Error);
+  EXPECT_THROW(pack_linear(pool, {&odd, 1}, LinearForm::kStacked, Storage::kFast, arena), Error);
+  EXPECT_THROW(pack_linear(pool, both, LinearForm::kStacked, Storage::kFast, arena), Error);
+  EXPECT_THROW(pack_linear(pool, gated, LinearForm::kGated, Storage::kFast, arena), Error);
+  EXPECT_THROW(pack_linear(pool, {&even, 1}, LinearForm::kGated, Storage::kFast, arena), Error);
+  EXPECT_THROW(pack_linear(pool, {}, LinearForm::kStacked, Storage::kFast, arena), Error);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/attention_tile.cpp"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Once for each target:
 #include "ops/cpu/attention-inl.h"
@@ -47,6 +48,7 @@ class TileRun {
   using D = F32;
 
   void locate(bool value, int64_t low, int64_t high, const uint16_t** rows);
+  void prefetch(bool value, int64_t block_start) const;
   void set_queries();
   void block(int64_t start);
   void scores(int64_t start);
@@ -146,6 +148,25 @@ void TileRun<kind>::locate(bool value, int64_t low, int64_t high, const uint16_t
       rows[key - low] = scratch;
       scratch += dim_;
     }
+  }
+}
+
+// Asks for the keys (or values) of a block. With few query heads the time is that of reading them, page by page, where
+// the hardware sees no pattern.
+template <Operand kind>
+void TileRun<kind>::prefetch(bool value, int64_t block_start) const {
+  const AttentionQuery& q = tile_.queries[0];
+  const int64_t low = std::max(block_start, first_);
+  const int64_t high = std::min(block_start + static_cast<int64_t>(block_), last_);
+  const int64_t width = fp8_ ? 1 : 2, row = args_.cache.head_dim * width;
+  const auto* base = static_cast<const char*>(value ? args_.cache.v : args_.cache.k);
+  for (int64_t key = low; key < high;) {
+    const int64_t index = q.cache_index(key);
+    const bool chain = q.path == nullptr || key < q.prefix;
+    const int64_t run = chain ? std::min(high - key, args_.cache.page_size - index % args_.cache.page_size) : 1;
+    const char* from = base + plan_.element(q.request, index, tile_.kv_head) * width;
+    for (int64_t i = 0; i < run * row; i += 64) hwy::Prefetch(from + i);
+    key += run;
   }
 }
 
@@ -293,7 +314,9 @@ void TileRun<kind>::block(int64_t start) {
   const D d;
   const int64_t end = start + static_cast<int64_t>(block_);
   for (Row& row : rows_) row.active = overlaps(row, start, end);
+  prefetch(true, start);
   scores(start);
+  if (end < last_) prefetch(false, end);
   for (size_t r = 0; r < rows_.size(); r++) {
     Row& row = rows_[r];
     if (!row.active) continue;

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/gemm.h"
+#include "ops/cpu/packed_linear.h"
 #include "ops/cpu/reference_linear.h"
 #include "ops/cpu/simd_target.h"
 
@@ -15,6 +16,7 @@ namespace isobit {
 namespace {
 
 constexpr size_t kAlignment = 256;
+constexpr size_t kFastShare = 8;  // fast weights take at most about an eighth of the memory
 
 size_t physical_bytes(int pages) {
   const long count = sysconf(pages), size = sysconf(_SC_PAGESIZE);
@@ -52,7 +54,11 @@ class CpuBackend final : public Backend {
     require(type == DType::kBF16 || type == DType::kF16, "load_linear: type is {}; it must be BF16 or F16",
             dtype_info(type).name);
     if (type == DType::kF16) return cpu::load_reference(parts, form, type);
-    return cpu::pack_linear(pool_, parts, form);
+    // Fast weights while they are small beside the machine's memory; the bits are the same.
+    const bool fast = packed_bytes_ < physical_bytes(_SC_PHYS_PAGES) / kFastShare;
+    auto packed = cpu::pack_linear(pool_, parts, form, fast ? cpu::Storage::kFast : cpu::Storage::kCompact, arena_);
+    packed_bytes_ += packed->bytes();
+    return packed;
   }
 
   void embed(const EmbedArgs& a) override { run(a, cpu::embed); }
@@ -86,6 +92,8 @@ class CpuBackend final : public Backend {
 
   int64_t simd_;
   ThreadPool pool_;
+  cpu::WeightArena arena_;
+  size_t packed_bytes_ = 0;
 };
 
 }  // namespace

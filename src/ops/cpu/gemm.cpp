@@ -1,6 +1,7 @@
 #include "ops/cpu/gemm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -28,44 +29,113 @@ class Block {
 
 // Kept from call to call by the calling thread: fresh pages for every GEMM would cost more than some GEMMs do.
 struct Arena {
-  Block<float> value;
-  Block<uint8_t> below, general;
-  Block<uint32_t> pairs;
-  std::vector<std::unique_ptr<GemmScratch>> scratch;  // by the pool's thread
+  struct Rows {
+    Block<float> value;
+    Block<uint8_t> below, general;
+    Block<uint32_t> pairs, words;
 
-  PreparedRows rows(int64_t m, int64_t padded) {
-    const auto size = static_cast<size_t>(m * padded);
-    uint32_t* single = m == 1 ? pairs.at_least(size / 2) : nullptr;
-    return {padded, value.at_least(size), below.at_least(size), single, general.at_least(static_cast<size_t>(m))};
+    PreparedRows prepared(int64_t m, int64_t padded) {
+      const auto size = static_cast<size_t>(m * padded);
+      uint32_t* single_pairs = m == 1 ? pairs.at_least(size / 2) : nullptr;
+      uint32_t* single_words = m == 1 ? words.at_least(size) : nullptr;
+      return {padded,       value.at_least(size), below.at_least(size),
+              single_pairs, single_words,         general.at_least(static_cast<size_t>(m))};
+    }
+  };
+  // Panels [first, second) that a thread has not begun: it takes them from the front, others from the back.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> range;
+
+    void set(int64_t first, int64_t second) { range = pack(first, second); }
+    int64_t front() { return take(1, 0); }
+    int64_t back() { return take(0, 1); }
+
+   private:
+    static uint64_t pack(int64_t first, int64_t second) {
+      return static_cast<uint64_t>(first) << 32 | static_cast<uint64_t>(second);
+    }
+    // -1: none is left.
+    int64_t take(int64_t from_front, int64_t from_back) {
+      uint64_t old = range.load(std::memory_order_relaxed);
+      for (;;) {
+        const auto first = static_cast<int64_t>(old >> 32), second = static_cast<int64_t>(old & 0xffffffff);
+        if (first >= second) return -1;
+        if (range.compare_exchange_weak(old, pack(first + from_front, second - from_back), std::memory_order_relaxed)) {
+          return from_front != 0 ? first : second - 1;
+        }
+      }
+    }
+  };
+  struct Thread {
+    Rows single;
+    GemmScratch scratch;
+  };
+
+  Rows rows;
+  std::vector<std::unique_ptr<Thread>> threads;
+  std::vector<Share> shares;
+
+  void grow(size_t size) {
+    if (threads.size() >= size) return;
+    threads.resize(size);
+    shares = std::vector<Share>(size);
+  }
+  Thread& own(int thread) {
+    auto& t = threads[static_cast<size_t>(thread)];
+    if (t == nullptr) t = std::make_unique_for_overwrite<Thread>();
+    return *t;
   }
 };
+
+void prefetch(const std::byte* p) {
+  for (int i = 0; i < 4096; i += 64) __builtin_prefetch(p + i);
+}
+
+// One row: the time is that of streaming the weights. Each thread has panels in a row (its memory stream begins cold
+// but once) and prepares x itself while the first of them come in; who is done first takes from the others' ends.
+void gemm_single(const Cpu& cpu, const GemmArgs& a, const PackedLinear& w, int64_t panels, Arena& arena) {
+  const int64_t threads = std::min<int64_t>(cpu.pool.size(), panels);
+  for (int64_t t = 0; t < threads; t++) {
+    arena.shares[static_cast<size_t>(t)].set(panels * t / threads, panels * (t + 1) / threads);
+  }
+  const PrepareFn prepare = prepare_row_for(cpu.simd);
+  const PanelFn run = gemm_panel_for(cpu.simd);
+  cpu.pool.parallel_for(threads, [&](int thread, int64_t t) {
+    const auto first = static_cast<size_t>(panels * t / threads);
+    prefetch(w.panels()[first].data);
+    if (w.form() == LinearForm::kGated) prefetch(w.panels()[first + w.panels().size() / 2].data);
+    Arena::Thread& own = arena.own(thread);
+    const GemmJob job{&a, &w, own.single.prepared(1, w.groups() * kGroup)};
+    prepare(job, 0);
+    const auto shares = static_cast<int64_t>(threads);
+    for (int64_t p; (p = arena.shares[static_cast<size_t>(t)].front()) >= 0;) run(job, 0, 1, p, own.scratch);
+    for (int64_t i = 1; i < shares; i++) {
+      Arena::Share& other = arena.shares[static_cast<size_t>((t + i) % shares)];
+      for (int64_t p; (p = other.back()) >= 0;) run(job, 0, 1, p, own.scratch);
+    }
+  });
+}
 
 }  // namespace
 
 void gemm(const Cpu& cpu, const GemmArgs& a) {
   if (a.m == 0) return;
   const auto& w = dynamic_cast<const PackedLinear&>(*a.w);
-  static thread_local Arena arena;
-  if (arena.scratch.size() < static_cast<size_t>(cpu.pool.size()))
-    arena.scratch.resize(static_cast<size_t>(cpu.pool.size()));
-  const GemmJob job{&a, &w, arena.rows(a.m, w.groups() * kGroup)};
+  static thread_local Arena own_arena;
+  Arena& arena = own_arena;  // a lambda on another thread would see that thread's
+  arena.grow(static_cast<size_t>(cpu.pool.size()));
+  const int64_t panels = static_cast<int64_t>(w.panels().size()) / (w.form() == LinearForm::kGated ? 2 : 1);
+  if (a.m == 1) return gemm_single(cpu, a, w, panels, arena);
+  const GemmJob job{&a, &w, arena.rows.prepared(a.m, w.groups() * kGroup)};
   const PrepareFn prepare = prepare_row_for(cpu.simd);
   const PanelFn panel = gemm_panel_for(cpu.simd);
-  if (a.m == 1) {
-    prepare(job, 0);
-  } else {
-    cpu.pool.parallel_for((a.m + 7) / 8, [&](int, int64_t i) {
-      for (int64_t r = 8 * i; r < std::min(a.m, 8 * i + 8); r++) prepare(job, r);
-    });
-  }
-  auto& scratch = arena.scratch;  // a lambda on another thread would see that thread's arena
-  const int64_t panels = static_cast<int64_t>(w.panels().size()) / (w.form() == LinearForm::kGated ? 2 : 1);
+  cpu.pool.parallel_for((a.m + 7) / 8, [&](int, int64_t i) {
+    for (int64_t r = 8 * i; r < std::min(a.m, 8 * i + 8); r++) prepare(job, r);
+  });
   const int64_t blocks = (a.m + kRowBlock - 1) / kRowBlock;
   cpu.pool.parallel_for(blocks * panels, [&](int thread, int64_t i) {
-    auto& own = scratch[static_cast<size_t>(thread)];
-    if (own == nullptr) own = std::make_unique_for_overwrite<GemmScratch>();
     const int64_t begin = i / panels * kRowBlock;
-    panel(job, begin, std::min(a.m, begin + kRowBlock), i % panels, *own);
+    panel(job, begin, std::min(a.m, begin + kRowBlock), i % panels, arena.own(thread).scratch);
   });
 }
 

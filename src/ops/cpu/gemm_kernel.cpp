@@ -9,11 +9,12 @@
 //  - the sum of the products stays under 2^31 quanta; with c it does unless nearly all mantissas are full, which
 //    PrepareRow excludes. Its conversion to f32 cuts because the rounding mode is toward zero there.
 // Instructions for 8 products: mul, mul, convert, add = 4, and 22 for each step of 128: 5.4 in all. A single row
-// unpacks on the way (RunSingle): 6 for 8 weights of 4 bits, 2.5 for E, 4 for the products, 20 a step: 13.7. It is
-// exact where no intermediate leaves f32's normal range, so weights are 0 or in [2^-26, 2^30) and activations 0 or in
-// [2^-51, 2^16). Then bytes saturate for zeros alone, E is at least 50 (biased) where a product is not zero, and c is a
-// multiple of 2^-102, so 2^(25-E) is finite. Where all is zero, E is at most 15, the scales are finite nonsense and the
-// sum 0; its sign is mended at the chain's end. Other rows and panels take simd-inl.h's Dot16, for any values.
+// unpacks on the way: of kTwelve panels with 7.8 (twelve-inl.h); of others (RunSingle) 6 for 8 weights of 4 bits, 2.5
+// for E, 4 for the products, 20 a step: 13.7. It is exact where no intermediate leaves f32's normal range, so weights
+// are 0 or in [2^-26, 2^30) and activations 0 or in [2^-51, 2^16). Then bytes saturate for zeros alone, E is at least
+// 50 (biased) where a product is not zero, and c is a multiple of 2^-102, so 2^(25-E) is finite. Where all is zero, E
+// is at most 15, the scales are finite nonsense and the sum 0; its sign is mended at the chain's end. Other rows and
+// panels take simd-inl.h's Dot16, for any values.
 #include "ops/cpu/gemm_kernel.h"
 
 #include <algorithm>
@@ -27,6 +28,7 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "ops/cpu/simd-inl.h"
+#include "ops/cpu/twelve-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace isobit::cpu {
@@ -150,8 +152,37 @@ HWY_INLINE void UnpackGroup(PanelFormat f, const std::byte* g, size_t c, float* 
   UnpackBytes(LoadScale(f, g, c, 1), codes + kPanel * 16, 4, w + 16 * kPanel, exponent + 16 * kPanel);
 }
 
+// The words of one group of a kTwelve panel: [k][output].
+void GroupWords(const PackedLinear::Panel& p, int64_t group, uint16_t* words) {
+  const auto* at = reinterpret_cast<const uint8_t*>(p.data) + group * int64_t{group_bytes(PanelFormat::kTwelve)};
+  if (p.bases[group] != kSpilled) return TwelveWords(at, p.bases[group], words);
+  uint32_t number;
+  std::memcpy(&number, at, 4);
+  std::copy_n(p.spill + size_t{number} * kSpill, kSpill, words);
+}
+
+void UnpackTwelve(const PackedLinear::Panel& p, int64_t group, float* w, uint8_t* exponent) {
+  const hn::Rebind<uint16_t, U32> d16;
+  HWY_ALIGN uint16_t words[kSpill];
+  GroupWords(p, group, words);
+  for (size_t k = 0; k < kGroup; k += 4) {
+    for (size_t c = 0; c < kPanel; c += Width()) {
+      const auto value = [&](size_t i) HWY_ATTR {
+        return hn::BitCast(kF, hn::ShiftLeft<16>(hn::PromoteTo(kU, hn::LoadU(d16, words + (k + i) * kPanel + c))));
+      };
+      StoreFour(value(0), value(1), value(2), value(3), w + k * kPanel + c, exponent + k * kPanel + 4 * c);
+    }
+  }
+}
+
 void UnpackSlice(const PackedLinear::Panel& p, int64_t group, int64_t groups, GemmScratch& s) {
   const size_t bytes = group_bytes(p.format);
+  if (p.format == PanelFormat::kTwelve) {
+    for (int64_t i = 0; i < groups; i++) {
+      UnpackTwelve(p, group + i, s.w + i * kGroup * kPanel, s.exponent + i * kGroup * kPanel);
+    }
+    return;
+  }
   for (int64_t i = 0; i < groups; i++) {
     const std::byte* g = p.data + static_cast<size_t>(group + i) * bytes;
     for (size_t c = 0; c < kPanel; c += Width()) {
@@ -269,7 +300,7 @@ HWY_NOINLINE void ChainPanel(const float* w, const uint8_t* exponent, int64_t st
   for (size_t c = 0; c < kPanel; c += Width()) Chain<kRows>(w, exponent, steps, rows, c);
 }
 
-void ChainGeneral(const GemmJob& job, const GemmScratch& s, int64_t row, int64_t k, int64_t steps, float* acc) {
+void ChainGeneral(const GemmJob& job, const uint16_t* words, int64_t row, int64_t k, int64_t steps, float* acc) {
   const int64_t cols = job.w->k();
   for (int64_t i = 0; i < steps; i++) {
     DotRow a;
@@ -277,7 +308,7 @@ void ChainGeneral(const GemmJob& job, const GemmScratch& s, int64_t row, int64_t
     if (at >= cols) return;  // filling
     set_row(a, job.args->x + row * cols + at, static_cast<int>(std::min<int64_t>(16, cols - at)));
     for (size_t c = 0; c < kPanel; c += Width()) {
-      hn::StoreU(Dot16(kF, hn::LoadU(kF, acc + c), a, s.w16 + i * 16 * kPanel + c, kPanel), kF, acc + c);
+      hn::StoreU(Dot16(kF, hn::LoadU(kF, acc + c), a, words + i * 16 * kPanel + c, kPanel), kF, acc + c);
     }
   }
 }
@@ -386,6 +417,42 @@ HWY_INLINE void RunSingle(const GemmJob& job, const PackedLinear::Panel& p, int6
   if (nibbles) return SingleChains<4>(p.format, g, steps, value, below, acc);
   SingleChains<8>(p.format, g, steps, value, below, acc);
 }
+
+// Groups [from, to) of a kTwelve panel by the general step.
+void SpilledGroups(const GemmJob& job, const PackedLinear::Panel& p, int64_t row, int64_t from, int64_t to,
+                   GemmScratch& s, float* acc) {
+  for (int64_t g = from; g < to; g++) {
+    GroupWords(p, g, s.w16);
+    ChainGeneral(job, s.w16, row, g * kGroup, kGroup / 16, acc);
+  }
+}
+
+// Groups [from, to) of a kTwelve panel for the one row there is.
+void RunSingleTwelve(const GemmJob& job, const PackedLinear::Panel& p, int64_t row, int64_t from, int64_t to,
+                     GemmScratch& s, float* acc) {
+  while (from < to) {
+    const int64_t end = std::find(p.bases + from, p.bases + to, kSpilled) - p.bases;
+    if (end > from) {
+      float before[kPanel];
+      std::copy_n(acc, kPanel, before);
+      const auto* data = reinterpret_cast<const uint8_t*>(p.data) + from * int64_t{group_bytes(PanelFormat::kTwelve)};
+      const TwelveChain chain{data, p.bases + from, (end - from) * (kGroup / 16), job.x.value + from * kGroup,
+                              job.x.below_words + from * kGroup};
+      bool exact;
+      {
+        const TowardZeroMode mode;
+        exact = RunTwelve(chain, acc);
+      }
+      if (!exact) {
+        std::copy_n(before, kPanel, acc);
+        SpilledGroups(job, p, row, from, end, s, acc);
+      }
+    }
+    const int64_t next = std::find_if(p.bases + end, p.bases + to, [](uint8_t b) { return b != kSpilled; }) - p.bases;
+    SpilledGroups(job, p, row, end, next, s, acc);
+    from = next;
+  }
+}
 #endif
 
 // The general step for those rows of a slice that need it.
@@ -393,12 +460,12 @@ void RunGeneral(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin,
                 GemmScratch& s, float* acc) {
   bool narrow = false;
   for (int64_t r = begin; r < end; r++) {
-    if (!p.general && job.x.general[r] == 0) continue;
+    if (!p.general && (job.x.general[r] & kGeneralRow) == 0) continue;
     if (!narrow) {
       for (int64_t i = 0; i < steps * 16 * kPanel; i++) s.w16[i] = static_cast<uint16_t>(numerics::bits(s.w[i]) >> 16);
       narrow = true;
     }
-    ChainGeneral(job, s, r, k, steps, acc + (r - begin) * kPanel);
+    ChainGeneral(job, s.w16, r, k, steps, acc + (r - begin) * kPanel);
   }
 }
 
@@ -409,7 +476,7 @@ void RunFast(const GemmJob& job, int64_t begin, int64_t end, int64_t k, int64_t 
   RowPointers rows[4];
   int n = 0;
   for (int64_t r = begin; r < end; r++) {
-    if (x.general[r] != 0) continue;
+    if ((x.general[r] & kGeneralRow) != 0) continue;
     rows[n++] = {x.value + r * x.padded + k, x.below + r * x.padded + k, acc + (r - begin) * kPanel};
     if (n < 4) continue;
     ChainPanel<4>(s.w, s.exponent, steps, rows);
@@ -436,7 +503,11 @@ void RunChains(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, 
     const int64_t stop = std::min(k, start + chunk);
     std::fill_n(acc, values, 0.0f);
 #if HWY_TARGET != HWY_SCALAR
-    if (job.x.below_pairs != nullptr && !p.general && job.x.general[begin] == 0) {
+    if (p.format == PanelFormat::kTwelve && job.x.below_words != nullptr &&
+        (job.x.general[begin] & kGeneralTwelve) == 0) {
+      RunSingleTwelve(job, p, begin, start / kGroup, (stop + kGroup - 1) / kGroup, s, acc);
+    } else if (p.format != PanelFormat::kTwelve && job.x.below_pairs != nullptr && !p.general &&
+               (job.x.general[begin] & kGeneralRow) == 0) {
       RunSingle(job, p, start, (stop - start + 15) / 16, acc);
     } else
 #endif
@@ -494,7 +565,7 @@ void PrepareRow(const GemmJob& job, int64_t row) {
   const uint16_t* from = job.args->x + row * cols;
   float* value = x.value + row * x.padded;
   uint8_t* below = x.below + row * x.padded;
-  bool general = false;
+  bool small = false, large = false;
   for (int64_t k = 0; k < x.padded; k += 16) {
     uint16_t b[16] = {};
     std::copy_n(from + k, std::clamp<int64_t>(cols - k, 0, 16), b);
@@ -514,10 +585,33 @@ void PrepareRow(const GemmJob& job, int64_t row) {
       x.below_pairs[(row * x.padded + k + i) / 2] =
           static_cast<uint32_t>(below[k + i] << 8) | static_cast<uint32_t>(below[k + i + 1]) << 24;
     }
+    for (int i = 0; i < 16 && x.below_words != nullptr; i++) {
+      x.below_words[row * x.padded + k + i] = below[k + i] * 0x01000100u;
+    }
     // Sixteen products nearly full: their mean mantissa must be above 248.9 of 255 for the sum with c to leave int32.
-    general |= low < kActivationExponentMin || high > kActivationExponentMax || mantissas >= 3983;
+    large |= high > kActivationExponentMax || mantissas >= 3983;
+    small |= low < kActivationExponentMin;
   }
-  x.general[row] = general ? 1 : 0;
+  x.general[row] = static_cast<uint8_t>((small || large ? kGeneralRow : 0) | (large ? kGeneralTwelve : 0));
+}
+
+void PackTwelve(PanelFormat from, const std::byte* compact, int64_t groups, std::byte* to, uint8_t* bases,
+                std::vector<uint16_t>& spill) {
+  HWY_ALIGN float w[kSpill];
+  HWY_ALIGN uint8_t exponent[kSpill];
+  HWY_ALIGN uint16_t words[kSpill];
+  for (int64_t g = 0; g < groups; g++) {
+    for (size_t c = 0; c < kPanel; c += Width()) UnpackGroup(from, compact, c, w, exponent);
+    for (int i = 0; i < kSpill; i++) words[i] = static_cast<uint16_t>(numerics::bits(w[i]) >> 16);
+    if (!PackTwelveGroup(words, reinterpret_cast<uint8_t*>(to), bases + g)) {
+      bases[g] = kSpilled;
+      const auto number = static_cast<uint32_t>(spill.size() / kSpill);
+      std::memcpy(to, &number, 4);
+      spill.insert(spill.end(), words, words + kSpill);
+    }
+    compact += group_bytes(from);
+    to += group_bytes(PanelFormat::kTwelve);
+  }
 }
 
 void GemmPanel(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, GemmScratch& s) {
@@ -542,9 +636,11 @@ namespace isobit::cpu {
 
 HWY_EXPORT(PrepareRow);
 HWY_EXPORT(GemmPanel);
+HWY_EXPORT(PackTwelve);
 
 PrepareFn prepare_row_for(int64_t simd) { return for_target(HWY_DISPATCH_TABLE(PrepareRow), simd); }
 PanelFn gemm_panel_for(int64_t simd) { return for_target(HWY_DISPATCH_TABLE(GemmPanel), simd); }
+PackTwelveFn pack_twelve_for(int64_t simd) { return for_target(HWY_DISPATCH_TABLE(PackTwelve), simd); }
 
 }  // namespace isobit::cpu
 #endif

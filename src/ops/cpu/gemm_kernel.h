@@ -11,13 +11,20 @@ constexpr int kSlice = 256;     // k unpacked at a time: 16 KB of weights, in th
 // Exponents (biased) of the activations for which the vector kernel is exact.
 constexpr int kActivationExponentMin = 127 - 51, kActivationExponentMax = 127 + 15;
 
+// The end (biased) of the exponents that kTwelve's chain takes; they begin at kWeightExponentMin.
+constexpr int kTwelveExponentEnd = 127 + 26;
+
+// Of a row of x: it needs the general step in panels' products; and in kTwelve's chain.
+constexpr uint8_t kGeneralRow = 1, kGeneralTwelve = 2;
+
 // x as the kernel wants it, K filled with zeros to a multiple of kGroup.
 struct PreparedRows {
   int64_t padded = 0;               // K, filled
   float* value = nullptr;           // [m][padded]
   uint8_t* below = nullptr;         // [m][padded]: exponent under kActivationExponentMax; 255 for a zero
   uint32_t* below_pairs = nullptr;  // a single row's, [padded / 2]: the same in the high bytes of 16-bit words
-  uint8_t* general = nullptr;       // [m]: 1: this row needs the general step
+  uint32_t* below_words = nullptr;  // a single row's, [padded]: the same, in both high bytes of a pair of words
+  uint8_t* general = nullptr;       // [m]: kGeneralRow, kGeneralTwelve
 };
 
 // Sets the processor's rounding toward zero for its lifetime. Only code that is compiled apart (not inlined) may run
@@ -70,7 +77,12 @@ using PrepareFn = void (*)(const GemmJob& job, int64_t row);
 // One panel (of a gated pair: panel and its partner) for rows [begin, end), at most kRowBlock of them.
 using PanelFn = void (*)(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, GemmScratch& scratch);
 
+// Groups of a panel in a compact format, made kTwelve: data, the groups' bases, and the words of those spilled.
+using PackTwelveFn = void (*)(PanelFormat from, const std::byte* compact, int64_t groups, std::byte* to, uint8_t* bases,
+                              std::vector<uint16_t>& spill);
+
 PrepareFn prepare_row_for(int64_t simd);
 PanelFn gemm_panel_for(int64_t simd);
+PackTwelveFn pack_twelve_for(int64_t simd);
 
 }  // namespace isobit::cpu

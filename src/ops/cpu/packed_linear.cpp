@@ -9,6 +9,9 @@
 #include "base/error.h"
 #include "numerics/convert.h"
 #include "numerics/dequantize.h"
+#include "ops/cpu/gemm_kernel.h"
+#include "ops/cpu/simd_target.h"
+#include "ops/cpu/twelve.h"
 
 namespace isobit::cpu {
 namespace {
@@ -229,11 +232,10 @@ bool unusual(const uint16_t* w, int64_t n) {
 
 }  // namespace
 
-void PackedLinear::Free::operator()(std::byte* p) const { std::free(p); }
-
 class Packer {
  public:
-  Packer(ThreadPool& pool, std::span<const WeightPart> parts, PackedLinear& to) : pool_(pool), parts_(parts), to_(to) {}
+  Packer(ThreadPool& pool, std::span<const WeightPart> parts, Storage storage, WeightArena& arena, PackedLinear& to)
+      : pool_(pool), parts_(parts), storage_(storage), arena_(arena), to_(to) {}
 
   void run() {
     plan({});
@@ -256,7 +258,8 @@ class Packer {
     int64_t row = 0;
     for (size_t i = 0; i < parts_.size(); i++) {
       const WeightPart& p = parts_[i];
-      const PanelFormat f = !plain.empty() && plain[i] != 0 ? PanelFormat::kBF16 : format_of(p.dtype);
+      PanelFormat f = !plain.empty() && plain[i] != 0 ? PanelFormat::kBF16 : format_of(p.dtype);
+      if (f != PanelFormat::kBF16 && storage_ == Storage::kFast) f = PanelFormat::kTwelve;
       for (int64_t r = 0; r < p.rows; r += kPanel) {
         const int rows = static_cast<int>(std::min<int64_t>(kPanel, p.rows - r));
         to_.panels_.push_back({f, false, rows, row + r, nullptr});
@@ -266,12 +269,17 @@ class Packer {
       }
       row += p.rows;
     }
+    const size_t bases = size;  // of all panels, behind their data: read in order, a few bytes each
+    size += to_.panels_.size() * static_cast<size_t>(to_.groups());
     to_.size_ = (size + 63) / 64 * 64;
-    to_.data_.reset(static_cast<std::byte*>(std::aligned_alloc(64, std::max<size_t>(to_.size_, 64))));
-    if (to_.data_ == nullptr) {
-      throw fail(ErrorCode::kOutOfMemory, "cannot allocate {} MB for packed weights", to_.size_ >> 20);
+    to_.data_ = arena_.allocate(to_.size_);
+    for (size_t i = 0; i < offsets.size(); i++) {
+      to_.panels_[i].data = to_.data_.get() + offsets[i];
+      to_.panels_[i].bases =
+          reinterpret_cast<const uint8_t*>(to_.data_.get() + bases + i * static_cast<size_t>(to_.groups()));
     }
-    for (size_t i = 0; i < offsets.size(); i++) to_.panels_[i].data = to_.data_.get() + offsets[i];
+    to_.spills_.clear();
+    to_.spills_.resize(to_.panels_.size());
   }
 
   void pack_chunk(int64_t c, std::vector<uint8_t>& refused) {
@@ -292,14 +300,23 @@ class Packer {
       pack_plain(part.dtype, from, stride, data, panel);
       return true;
     }
-    const size_t bytes = group_bytes(panel.format);
+    if (panel.format != PanelFormat::kTwelve) return pack_compact(part.dtype, from, stride, data, panel);
+    const PanelFormat compact = format_of(part.dtype);
+    const auto groups = static_cast<size_t>(to_.groups());
+    std::vector<std::byte> scratch(group_bytes(compact) * groups);
+    if (!pack_compact(part.dtype, from, stride, scratch.data(), panel)) return false;
+    pack_twelve_(compact, scratch.data(), to_.groups(), data, const_cast<uint8_t*>(panel.bases), to_.spills_[i]);
+    panel.spill = to_.spills_[i].data();
+    return true;
+  }
+
+  bool pack_compact(DType t, const std::byte* from, size_t stride, std::byte* data, const PackedLinear::Panel& panel) {
+    const size_t bytes = group_bytes(format_of(t));
     if (panel.rows < kPanel) std::memset(data, 0, bytes * static_cast<size_t>(to_.groups()));
     bool ok = true;
     for (int64_t g = 0; g < to_.groups(); g++) {
       std::byte* group = data + static_cast<size_t>(g) * bytes;
-      for (int r = 0; r < panel.rows; r++) {
-        ok &= put_group(part.dtype, from + static_cast<size_t>(r) * stride, g, group, r);
-      }
+      for (int r = 0; r < panel.rows; r++) ok &= put_group(t, from + static_cast<size_t>(r) * stride, g, group, r);
     }
     return ok;
   }
@@ -322,11 +339,15 @@ class Packer {
   };
   ThreadPool& pool_;
   std::span<const WeightPart> parts_;
+  Storage storage_;
+  WeightArena& arena_;
   PackedLinear& to_;
+  PackTwelveFn pack_twelve_ = pack_twelve_for(simd_target(""));
   std::vector<Place> part_of_;
 };
 
-std::unique_ptr<PackedLinear> pack_linear(ThreadPool& pool, std::span<const WeightPart> parts, LinearForm form) {
+std::unique_ptr<PackedLinear> pack_linear(ThreadPool& pool, std::span<const WeightPart> parts, LinearForm form,
+                                          Storage storage, WeightArena& arena) {
   require(!parts.empty(), "load_linear: no parts");
   require(form == LinearForm::kStacked || (parts.size() == 2 && parts[0].rows == parts[1].rows),
           "load_linear: a gated pair needs two parts of equal rows");
@@ -341,7 +362,7 @@ std::unique_ptr<PackedLinear> pack_linear(ThreadPool& pool, std::span<const Weig
     n += p.rows;
   }
   auto linear = std::make_unique<PackedLinear>(n, k, form);
-  Packer(pool, parts, *linear).run();
+  Packer(pool, parts, storage, arena, *linear).run();
   return linear;
 }
 
@@ -379,8 +400,24 @@ uint16_t weight(PanelFormat f, const std::byte* group, int column, int k) {
       d = scale32(group, set + column), m = scale32(group, set + kPanel + column), q = byte(group + kPanel * 16);
       break;
     }
+    case PanelFormat::kTwelve:
+      break;  // twelve_weight
   }
   return numerics::f32_to_bf16(numerics::fadd(numerics::fmul(d, q), m));
+}
+
+// Weight k of a column, in group g of a kTwelve panel.
+uint16_t twelve_weight(const PackedLinear::Panel& panel, int64_t g, int column, int k) {
+  const auto* group = reinterpret_cast<const uint8_t*>(panel.data) + g * int64_t{group_bytes(PanelFormat::kTwelve)};
+  const uint8_t base = panel.bases[g];
+  if (base == kSpilled) {
+    return panel.spill[load32(reinterpret_cast<const std::byte*>(group)) * size_t{kSpill} +
+                       static_cast<size_t>(k * kPanel + column)];
+  }
+  const uint8_t* step = group + k / 16 * kTwelveStep;
+  const int code = (step[twelve_code(k % 16, column)] >> twelve_shift(k)) & 15;
+  if ((base & kHasZeros) != 0 && code % 8 == 0) return 0;
+  return static_cast<uint16_t>(kTwelve.high[base][code] << 8 | step[twelve_low(k % 16, column)]);
 }
 
 }  // namespace
@@ -392,6 +429,10 @@ void PackedLinear::row(int64_t r, uint16_t* out) const {
   const int column = static_cast<int>(r - panel.row);
   const size_t bytes = group_bytes(panel.format);
   for (int64_t i = 0; i < k(); i++) {
+    if (panel.format == PanelFormat::kTwelve) {
+      out[i] = twelve_weight(panel, i / kGroup, column, static_cast<int>(i % kGroup));
+      continue;
+    }
     const std::byte* group = panel.data + static_cast<size_t>(i / kGroup) * bytes;
     out[i] = weight(panel.format, group, column, static_cast<int>(i % kGroup));
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "ops/cpu/weight_arena.h"
 #include "ops/linear.h"
 
 namespace isobit::cpu {
@@ -25,7 +26,12 @@ enum class PanelFormat : uint8_t {
   kByte,     // Q8_0: D f16, M = -128·D
   kByteA,    // Q5_0, Q5_1: D, M f16; 8-bit codes
   kByteF,    // Q5_K, Q6_K: D, M f32, twice: for each 16 of the group's k
+  kTwelve,   // any of the above, ready to multiply: bf16 in 12 bits (twelve.h)
 };
+
+// Quantised weights as the file has them, or as kTwelve: 1.75 times the speed of a single row and 2.4 times the memory
+// of 4-bit formats.
+enum class Storage : uint8_t { kCompact, kFast };
 
 constexpr size_t group_bytes(PanelFormat f) {
   switch (f) {
@@ -41,6 +47,8 @@ constexpr size_t group_bytes(PanelFormat f) {
       return kPanel * (4 + 32);
     case PanelFormat::kByteF:
       return kPanel * (16 + 32);
+    case PanelFormat::kTwelve:
+      return kPanel * kGroup * 3 / 2;
   }
   return 0;
 }
@@ -62,6 +70,9 @@ class PackedLinear final : public Linear {
     int rows;      // 1 to 16
     int64_t row;   // the first
     const std::byte* data;
+    // kTwelve:
+    const uint8_t* bases = nullptr;   // of each group
+    const uint16_t* spill = nullptr;  // spilled groups; a spilled group's data begins with its number among them
   };
 
   PackedLinear(int64_t n, int64_t k, LinearForm form) : Linear(n, k, form) {}
@@ -74,16 +85,15 @@ class PackedLinear final : public Linear {
 
  private:
   friend class Packer;
-  struct Free {
-    void operator()(std::byte* p) const;
-  };
-  std::unique_ptr<std::byte[], Free> data_;
+  std::shared_ptr<std::byte> data_;
   size_t size_ = 0;
   std::vector<Panel> panels_;
+  std::vector<std::vector<uint16_t>> spills_;  // by panel
 };
 
 // bf16 weights of a GGUF or plain matrix. Parts as for Backend::load_linear. The parts' bytes are not needed
 // afterwards.
-std::unique_ptr<PackedLinear> pack_linear(ThreadPool& pool, std::span<const WeightPart> parts, LinearForm form);
+std::unique_ptr<PackedLinear> pack_linear(ThreadPool& pool, std::span<const WeightPart> parts, LinearForm form,
+                                          Storage storage, WeightArena& arena);
 
 }  // namespace isobit::cpu

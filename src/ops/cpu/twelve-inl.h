@@ -1,0 +1,258 @@
+// kTwelve panels (twelve.h) on vectors: the chain of one row, unpacking and packing.
+// Include after hwy/highway.h inside a file compiled by foreach_target (per-target include guard below).
+#if defined(ISOBIT_OPS_CPU_TWELVE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ISOBIT_OPS_CPU_TWELVE_INL_H_
+#undef ISOBIT_OPS_CPU_TWELVE_INL_H_
+#else
+#define ISOBIT_OPS_CPU_TWELVE_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstring>
+
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+#include "numerics/ieee.h"
+#include "ops/cpu/gemm_kernel.h"
+#include "ops/cpu/simd-inl.h"
+#include "ops/cpu/twelve.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace isobit::cpu {
+namespace HWY_NAMESPACE {
+
+#if HWY_TARGET != HWY_SCALAR
+// The sixteen words (bf16) of a panel's outputs for one k, or eight of them where vectors are short. With AVX-512 too:
+// the interleaved order within a row suits no longer vector.
+using W16 = hn::CappedTag<uint16_t, kPanel>;
+using W8 = hn::Repartition<uint8_t, W16>;
+using WU = hn::Repartition<uint32_t, W16>;
+using WI = hn::Repartition<int32_t, W16>;
+using WF = hn::Repartition<float, W16>;
+using VW = hn::Vec<W16>;
+
+// f32 to int32 toward zero, for values that fit.
+HWY_INLINE hn::Vec<WI> CutWords(hn::Vec<WF> x) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
+  return hn::Vec<WI>{_mm256_cvttps_epi32(x.raw)};
+#elif HWY_TARGET == HWY_SSE4
+  return hn::Vec<WI>{_mm_cvttps_epi32(x.raw)};
+#else
+  return hn::ConvertTo(WI(), x);
+#endif
+}
+
+// Keeps a sum in its register and in this order.
+template <class VX>
+HWY_INLINE void Pin(VX& x) {
+#if HWY_TARGET == HWY_AVX3
+  asm("" : "+v"(x.raw));
+#elif HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
+  asm("" : "+x"(x.raw));
+#elif HWY_TARGET == HWY_NEON
+  asm("" : "+w"(x.raw));
+#else
+  (void)x;
+#endif
+}
+
+// Four k of a step, from the j-th row of codes: words[i] = weights of k = 4j + i.
+HWY_INLINE void LoadFour(const uint8_t* step, const uint8_t* table, int j, VW* words) {
+  const W8 d8;
+  const W16 d16;
+  const auto high = hn::LoadDup128(d8, table);
+  const auto fifteen = hn::Set(d8, 15);
+  const auto codes = hn::LoadU(d8, step + 256 + 32 * j);
+  const auto x0 = hn::LoadU(d8, step + 64 * j), x1 = hn::LoadU(d8, step + 64 * j + 32);
+  const auto h0 = hn::TableLookupBytes(high, hn::And(codes, fifteen));
+  const auto up = hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, codes)));
+  const auto h1 = hn::TableLookupBytes(high, hn::And(up, fifteen));
+  words[0] = hn::BitCast(d16, hn::InterleaveLower(d8, x0, h0));
+  words[1] = hn::BitCast(d16, hn::InterleaveUpper(d8, x0, h0));
+  words[2] = hn::BitCast(d16, hn::InterleaveLower(d8, x1, h1));
+  words[3] = hn::BitCast(d16, hn::InterleaveUpper(d8, x1, h1));
+}
+
+// Chains of one row over a run of groups, `block` the first of the outputs taken at once.
+//
+// The step is gemm_kernel.cpp's, in words of 16 bits where that saves half: the largest exponent, and the scale, which
+// is added to a weight's exponent instead of multiplied to the product. So, with E at least kLeastExponent:
+//   w·2^(25-E)·a: exponents of w from -26 to 25 and of zeros (kZeroExponent) stay inside f32's normal range while
+//   E <= 61 (c is under 2^56: weights under 2^26, activations under 2^16, K under 2^14 more), a zero's product stays
+//   under 2^-1, and so does that of any activation too small for `below` to know.
+// A lane whose true E is lower, all its products and c being under 2^-47, makes the result void: false.
+// Instructions of the vector unit for 16 products of 16 outputs (two vectors): 84 for words and E, 144 for products, 22
+// for the step: 7.8 for 8 products. The words of the next step are made between the products of this one.
+struct TwelveChain {
+  static constexpr int kLeastExponent = 127 - 48;  // biased
+  static constexpr int kAhead = 2048;              // bytes: what a memory access takes
+  static constexpr int kLift = kActivationExponentMax - 127;
+
+  const uint8_t* data;
+  const uint8_t* bases;
+  int64_t steps;
+  const float* value;
+  const uint32_t* below;  // of each k: how far under kActivationExponentMax, in both of a word's high bytes
+
+  HWY_INLINE static VW Exponents(const VW* words, const uint32_t* below, VW largest) {
+    const W16 d16;
+    ISOBIT_UNROLL(4)
+    for (int i = 0; i < 4; i++) {
+      const VW magnitude = hn::Add(words[i], words[i]);
+      largest = hn::Max(largest, hn::SaturatedSub(magnitude, hn::BitCast(d16, hn::Set(WU(), below[i]))));
+    }
+    return largest;
+  }
+
+  HWY_INLINE void Words(int64_t s, int j, int block, uint16_t* to, VW& largest) const {
+    VW w[4];
+    LoadFour(data + s * kTwelveStep + 2 * block, kTwelve.high[bases[s / 2]], j, w);
+    largest = Exponents(w, below + 16 * s + 4 * j, largest);
+    ISOBIT_UNROLL(4)
+    for (size_t i = 0; i < 4; i++) hn::Store(w[i], W16(), to + (static_cast<size_t>(4 * j) + i) * kPanel);
+  }
+
+  // acc: outputs in order. The rounding mode must be toward zero.
+  HWY_INLINE bool Run(int block, float* acc) const {
+    const W16 d16;
+    const WU du;
+    const WI di;
+    const WF df;
+    HWY_ALIGN uint16_t buffer[2 * 16 * kPanel];
+    const VW floor = hn::Set(d16, kLeastExponent << 8);
+    const auto high = hn::Set(du, 0xffff0000);
+    VW least = floor, largest = hn::Zero(d16);
+    hn::Vec<WF> c0, c1;
+    hn::LoadInterleaved2(df, acc + block, c0, c1);
+    for (int j = 0; j < 4; j++) Words(0, j, block, buffer, largest);
+    for (int64_t s = 0; s < steps; s++) {
+      const uint16_t* words = buffer + s % 2 * 16 * kPanel;
+      uint16_t* next_words = buffer + (s + 1) % 2 * 16 * kPanel;
+      const int64_t next = std::min(s + 1, steps - 1);
+      const float* a = value + 16 * s;
+      for (int i = 0; i < kTwelveStep; i += 64) hwy::Prefetch(data + s * kTwelveStep + kAhead + i);
+      // E: the largest of the products' and c's exponents, above other bits.
+      const VW c = hn::OddEven(hn::BitCast(d16, c1), hn::BitCast(d16, hn::ShiftRight<16>(hn::BitCast(du, c0))));
+      const VW products = hn::Add(largest, hn::Set(d16, kLift << 8));
+      const VW raw = hn::Max(products, hn::Add(c, c));
+      least = hn::Min(least, raw);
+      const VW e = hn::And(hn::ShiftRight<1>(hn::Max(raw, floor)), hn::Set(d16, 0x7f80));
+      const VW shift = hn::Sub(hn::Set(d16, 152 << 7), e);  // 25 - E, in the place of an exponent
+      const VW up = hn::Sub(hn::Set(d16, static_cast<uint16_t>(279u << 7)), e);
+      const auto up0 = hn::ShiftLeft<16>(hn::BitCast(du, up)), up1 = hn::And(hn::BitCast(du, up), high);
+      auto s0 = CutWords(hn::Mul(c0, hn::BitCast(df, up0))), s1 = CutWords(hn::Mul(c1, hn::BitCast(df, up1)));
+      largest = hn::Zero(d16);
+      ISOBIT_UNROLL(4)
+      for (int j = 0; j < 4; j++) {
+        ISOBIT_UNROLL(4)
+        for (size_t i = 0; i < 4; i++) {
+          const size_t k = static_cast<size_t>(4 * j) + i;
+          const auto w = hn::BitCast(du, hn::Add(hn::Load(d16, words + k * kPanel), shift));
+          const auto x = hn::Set(df, a[k]);
+          s0 = hn::Add(s0, CutWords(hn::Mul(hn::BitCast(df, hn::ShiftLeft<16>(w)), x)));
+          Pin(s0);
+          s1 = hn::Add(s1, CutWords(hn::Mul(hn::BitCast(df, hn::And(w, high)), x)));
+          Pin(s1);
+        }
+        Words(next, j, block, next_words, largest);
+        Pin(largest);
+      }
+      const auto down = hn::Set(du, 254u << 23);
+      c0 = hn::Mul(ToFloat(s0), hn::BitCast(df, hn::Sub(down, up0)));
+      c1 = hn::Mul(ToFloat(s1), hn::BitCast(df, hn::Sub(down, up1)));
+    }
+    hn::StoreInterleaved2(c0, c1, df, acc + block);
+    (void)di;
+    return hn::AllTrue(d16, hn::Eq(least, floor));
+  }
+
+ private:
+  HWY_INLINE static hn::Vec<WF> ToFloat(hn::Vec<WI> x) {
+    if constexpr (TowardZeroMode::kWorks) return hn::ConvertTo(WF(), x);
+    return TowardZero(WF(), x);
+  }
+};
+
+// Not inlined: no arithmetic may move in or out, where the rounding mode is another.
+HWY_NOINLINE bool RunTwelve(const TwelveChain& chain, float* acc) {
+  bool exact = true;
+  for (int block = 0; block < kPanel; block += static_cast<int>(hn::Lanes(W16()))) exact &= chain.Run(block, acc);
+  return exact;
+}
+
+#endif
+
+// The words of one group in order: [k][output].
+HWY_INLINE void TwelveWords(const uint8_t* group, uint8_t base, uint16_t* words) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int k = 0; k < kGroup; k++) {
+    for (int n = 0; n < kPanel; n++) {
+      const uint8_t* step = group + k / 16 * kTwelveStep;
+      const int code = (step[twelve_code(k % 16, n)] >> twelve_shift(k)) & 15;
+      const int word = kTwelve.high[base][code] << 8 | step[twelve_low(k % 16, n)];
+      words[k * kPanel + n] = (word & 0x7f80) == kZeroExponent << 7 ? uint16_t{0} : static_cast<uint16_t>(word);
+    }
+  }
+#else
+  const W16 d16;
+  for (size_t j = 0; j < kGroup / 4; j++) {
+    const uint8_t* step = group + j / 4 * kTwelveStep;
+    for (size_t block = 0; block < kPanel; block += hn::Lanes(d16)) {
+      VW w[4];
+      LoadFour(step + 2 * block, kTwelve.high[base], static_cast<int>(j % 4), w);
+      for (size_t i = 0; i < 4; i++) {
+        const VW exponent = hn::And(w[i], hn::Set(d16, 0x7f80));
+        const auto zero = hn::Eq(exponent, hn::Set(d16, kZeroExponent << 7));
+        hn::StoreU(hn::IfThenZeroElse(zero, w[i]), d16, words + (4 * j + i) * kPanel + block);
+      }
+    }
+  }
+#endif
+}
+
+// One group of bf16 words [k][output]. False: it has too many binades.
+HWY_INLINE bool PackTwelveGroup(const uint16_t* words, uint8_t* group, uint8_t* base) {
+  uint16_t low = 0x7fff, high = 0, zeros = 0;
+  for (int i = 0; i < kSpill; i++) {
+    const auto magnitude = static_cast<uint16_t>(words[i] & 0x7fff);
+    const uint16_t zero = magnitude == 0 ? 1 : 0;
+    zeros = std::max(zeros, zero);
+    high = std::max(high, magnitude);
+    low = std::min(low, zero != 0 ? uint16_t{0x7fff} : magnitude);
+  }
+  if (high == 0) low = 50 << 8;
+  const int first = low >> 8, last = std::max(high >> 8, first), room = zeros != 0 ? 6 : 7;
+  if (last - first > room || low < kWeightExponentMin << 7 || high >= kTwelveExponentEnd << 7) return false;
+  const auto from = static_cast<uint8_t>(zeros != 0 ? first - 1 : first);
+  *base = static_cast<uint8_t>(from | (zeros != 0 ? kHasZeros : 0));
+  HWY_ALIGN uint8_t lows[kSpill], codes[kSpill];
+  for (int i = 0; i < kSpill; i++) {
+    const uint16_t w = words[i];
+    const bool zero = (w & 0x7fff) == 0;
+    const auto code = static_cast<uint8_t>(((w >> 12) & 8) | (((w >> 8) & 127) - from));
+    lows[i] = zero ? uint8_t{0} : static_cast<uint8_t>(w);
+    codes[i] = zero ? uint8_t{0} : code;
+  }
+  for (int k = 0; k < kGroup; k += 4) {
+    uint8_t* step = group + k / 16 * kTwelveStep;
+    for (int half = 0; half < 2; half++) {
+      for (int i = 0; i < 4; i++) {
+        std::memcpy(step + twelve_low(k % 16 + i, 8 * half), lows + (k + i) * kPanel + 8 * half, 8);
+      }
+      for (int i = 0; i < 2; i++) {
+        uint64_t a, b;
+        std::memcpy(&a, codes + (k + i) * kPanel + 8 * half, 8);
+        std::memcpy(&b, codes + (k + i + 2) * kPanel + 8 * half, 8);
+        a |= b << 4;
+        std::memcpy(step + twelve_code(k % 16 + i, 8 * half), &a, 8);
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace isobit::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif
