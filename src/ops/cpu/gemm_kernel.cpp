@@ -559,39 +559,62 @@ void Finish(const GemmArgs& a, int64_t outputs, int64_t row, int64_t column, int
 
 }  // namespace
 
+#if HWY_TARGET == HWY_SCALAR
+using Words = hn::CappedTag<uint16_t, 1>;
+#else
+using Words = hn::FixedTag<uint16_t, 8>;
+#endif
+
 void PrepareRow(const GemmJob& job, int64_t row) {
+  const Words d16;
+  const hn::Rebind<uint8_t, Words> d8;
+  const hn::Rebind<uint16_t, U32> narrow;
+  const hn::RebindToSigned<Words> di16;
+  const size_t lanes = hn::Lanes(d16);
   const PreparedRows& x = job.x;
   const int64_t cols = job.w->k();
   const uint16_t* from = job.args->x + row * cols;
   float* value = x.value + row * x.padded;
   uint8_t* below = x.below + row * x.padded;
-  bool small = false, large = false;
+  auto high = hn::Zero(d16), low = hn::Set(d16, 0x7fff);
+  uint16_t mantissas = 0;  // the largest sum of a step's
   for (int64_t k = 0; k < x.padded; k += 16) {
-    uint16_t b[16] = {};
-    std::copy_n(from + k, std::clamp<int64_t>(cols - k, 0, 16), b);
-    uint16_t e[16], high = 0, low = 255, mantissas = 0;
-    for (int i = 0; i < 16; i++) {
-      const auto magnitude = static_cast<uint16_t>(b[i] & 0x7fff);
-      e[i] = static_cast<uint16_t>(magnitude >> 7);
-      high = std::max(high, e[i]);
-      low = std::min(low, magnitude == 0 ? uint16_t{255} : e[i]);
-      mantissas = static_cast<uint16_t>(mantissas + (magnitude & 127) + 128);
-      value[k + i] = numerics::bf16_to_f32(b[i]);
+    HWY_ALIGN uint16_t filled[16] = {};
+    const uint16_t* b = from + k;
+    if (cols - k < 16) {
+      std::copy_n(b, std::max<int64_t>(cols - k, 0), filled);
+      b = filled;
     }
-    for (int i = 0; i < 16; i++) {
-      below[k + i] = e[i] == 0 ? uint8_t{255} : static_cast<uint8_t>(kActivationExponentMax - e[i]);
+    auto sum = hn::Zero(d16);
+    for (size_t i = 0; i < 16; i += lanes) {
+      const size_t at = static_cast<size_t>(k) + i;
+      const auto word = hn::LoadU(d16, b + i);
+      const auto magnitude = hn::And(word, hn::Set(d16, 0x7fff)), exponent = hn::ShiftRight<7>(magnitude);
+      high = hn::Max(high, magnitude);
+      low = hn::Min(low, hn::IfThenElse(hn::Eq(magnitude, hn::Zero(d16)), hn::Set(d16, 0x7fff), magnitude));
+      sum = hn::Add(sum, hn::Add(hn::And(magnitude, hn::Set(d16, 127)), hn::Set(d16, 128)));
+      const auto distance = hn::And(hn::Sub(hn::Set(d16, kActivationExponentMax), exponent), hn::Set(d16, 255));
+      const auto under = hn::IfThenElse(hn::Eq(exponent, hn::Zero(d16)), hn::Set(d16, 255), distance);
+      hn::StoreU(hn::DemoteTo(d8, hn::BitCast(di16, under)), d8, below + at);
+      if (x.below_words != nullptr) {
+        hn::StoreU(hn::ShiftLeft<8>(under), d16, reinterpret_cast<uint16_t*>(x.below_pairs) + at);
+      }
     }
-    for (int i = 0; i < 16 && x.below_pairs != nullptr; i += 2) {
-      x.below_pairs[(row * x.padded + k + i) / 2] =
-          static_cast<uint32_t>(below[k + i] << 8) | static_cast<uint32_t>(below[k + i + 1]) << 24;
+    for (size_t i = 0; i < 16; i += Width()) {
+      const size_t at = static_cast<size_t>(k) + i;
+      const VU upper = hn::ShiftLeft<16>(hn::PromoteTo(kU, hn::LoadU(narrow, b + i)));
+      hn::StoreU(hn::BitCast(kF, upper), kF, value + at);
+      if (x.below_words == nullptr) continue;
+      const auto* words = reinterpret_cast<const uint16_t*>(x.below_pairs) + at;
+      const VU word = hn::PromoteTo(kU, hn::LoadU(narrow, words));
+      hn::StoreU(hn::Or(word, hn::ShiftLeft<16>(word)), kU, x.below_words + at);
     }
-    for (int i = 0; i < 16 && x.below_words != nullptr; i++) {
-      x.below_words[row * x.padded + k + i] = below[k + i] * 0x01000100u;
-    }
-    // Sixteen products nearly full: their mean mantissa must be above 248.9 of 255 for the sum with c to leave int32.
-    large |= high > kActivationExponentMax || mantissas >= 3983;
-    small |= low < kActivationExponentMin;
+    mantissas = std::max(mantissas, hn::GetLane(hn::SumOfLanes(d16, sum)));
   }
+  // Sixteen products nearly full: their mean mantissa must be above 248.9 of 255 for the sum with c to leave int32.
+  const int largest = hn::GetLane(hn::MaxOfLanes(d16, high)), smallest = hn::GetLane(hn::MinOfLanes(d16, low));
+  const bool large = (largest >> 7) > kActivationExponentMax || mantissas >= 3983;
+  const bool small = (smallest >> 7) < kActivationExponentMin;
   x.general[row] = static_cast<uint8_t>((small || large ? kGeneralRow : 0) | (large ? kGeneralTwelve : 0));
 }
 
