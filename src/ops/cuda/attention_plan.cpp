@@ -52,13 +52,13 @@ bool plan_prefill(const AttentionArgs& a, const AttentionResources& resources, A
   const int64_t group = a.q_heads / a.cache.kv_heads;
   if (group > 64 || a.soft_cap > 0.0f || a.mask != nullptr) return false;
   const auto tiles = [&](int warpgroups) {
-    const int64_t tokens = 64 * warpgroups / group;
+    const int64_t tokens = kAttentionPrefillCluster * (64 * warpgroups / group);
     return alike(a) ? a.requests * ceil_div(a.max_query, tokens) : a.tokens / tokens + a.requests;
   };
   plan.warpgroups = d == 64 ? 3 : 2;
   plan.tiles = tiles(plan.warpgroups);
-  const int64_t ctas = plan.tiles * a.cache.kv_heads, supers = most_supers(a, a.max_query);
-  const int64_t tile_bytes = plan.warpgroups * 64 * (static_cast<int64_t>(d) + 2) * 4;
+  const int64_t ctas = plan.tiles * a.cache.kv_heads * kAttentionPrefillCluster, supers = most_supers(a, a.max_query);
+  const int64_t tile_bytes = plan.warpgroups * 64 * (static_cast<int64_t>(d) + 2) * 4;  // of a CTA
   if (supers > 1 && ctas * 2 <= resources.sm_count && ctas * supers * tile_bytes <= resources.workspace_bytes) {
     plan.split = true;
     plan.tiles *= supers;

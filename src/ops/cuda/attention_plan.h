@@ -9,14 +9,17 @@ namespace isobit::cuda {
 // Rows (queries times the heads of a KV head) up to which a request's time is that of reading its keys.
 constexpr int kAttentionDecodeRows = 64;
 
+// Prefill: CTAs of a cluster, which share a tile.
+constexpr int kAttentionPrefillCluster = 2;
+
 struct AttentionPlan {
   // Each request is done by one of the two, by its rows; neither: everything is the generic kernel's.
   bool decode = false, prefill = false;
   // Decode: tiles of 8·query_tiles rows, CTAs a cluster, and an upper bound of the units of work.
   int query_tiles = 1, cluster = 1;
   int64_t units = 0;
-  // Prefill: tiles of 64·warpgroups rows, and an upper bound of their number for one KV head. Split: each super-block
-  // of a tile counts as one, and a second launch folds them.
+  // Prefill: tiles of 64·warpgroups rows a CTA, and an upper bound of their number for one KV head. Split: each
+  // super-block of a tile counts as one, and a second launch folds them.
   int warpgroups = 2;
   int64_t tiles = 0;
   bool split = false;

@@ -6,7 +6,10 @@
 // persistent and take tiles from the longest to the shortest, to and fro. A producer warp copies Q, K and V (pages) in;
 // a consumer keeps S, P and O in registers: S of the next block is computed while the tensor cores work at P·V of this
 // one, and the warpgroups take turns, one at the matrix products while another is at its exponentials.
+#include <algorithm>
+
 #include "ops/cuda/attention_device.cuh"
+#include "ops/cuda/hopper/cluster.h"
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/hopper/registers.h"
 #include "ops/cuda/hopper/tma.h"
@@ -20,16 +23,19 @@ struct PrefillParams {
   AttentionArgs args;
   ScoreScale score;
   int box_rows;
-  int tile_tokens;  // tokens of a tile: its rows / heads of a KV head
-  int min_rows;     // requests with fewer rows are another kernel's
-  float* folded;    // [CTAs, rows, head_dim], where shared memory has no room for it
+  int cta_tokens;  // tokens of a CTA's part of a tile: its rows / heads of a KV head
+  int min_rows;    // requests with fewer rows are another kernel's
+  float* folded;   // [CTAs, rows, head_dim], where shared memory has no room for it
   // Split: a tile's super-blocks are units of their own, and attention_fold puts them together.
   bool split;
-  float* partial_o;   // [units, rows, head_dim]
-  float* partial_rl;  // [units, rows, 2]
+  float* partial_o;   // [units, kCluster · rows, head_dim]
+  float* partial_rl;  // [units, kCluster · rows, 2]
 };
 
 namespace prefill {
+
+// CTAs that do neighbouring parts of a tile and copy K and V in for each other.
+constexpr int kCluster = kAttentionPrefillCluster;
 
 constexpr int kSuper = numerics::kAttentionSuperBlock;
 
@@ -45,30 +51,32 @@ struct Config {
   static constexpr int kThreads = 128 * (kWgs + 1), kConsumers = 128 * kWgs;
   static constexpr bool kFoldShared = kDim <= 128;
   static constexpr int kFoldBytes = kFoldShared ? kRows * kDim * 4 : 0;
-  static constexpr int kStages = (225 * 1024 - kQBytes - kFoldBytes) / (2 * kBlockBytes) > 4
-                                     ? 4
-                                     : (225 * 1024 - kQBytes - kFoldBytes) / (2 * kBlockBytes);
+  static constexpr int kSlots = (225 * 1024 - kQBytes - kFoldBytes) / kBlockBytes;
+  static constexpr int kKStages = std::min((kSlots + 1) / 2, 4), kVStages = std::min(kSlots / 2, 4);
   static constexpr int kConsumerRegisters = kWgs == 3 ? 160 : 232, kProducerRegisters = kWgs == 3 ? 32 : 40;
-  static_assert(kStages >= 2);
+  static_assert(kVStages >= 2);
+};
+
+struct Tile {
+  int request, head;
+  int first_token;                         // of this CTA's part, counted in the request
+  int query_start, added, kv_len;          // of the request
+  int begin, end;                          // keys that some row of the tile may see; begin a multiple of 16
+  int seen_by_all_begin, seen_by_all_end;  // by this CTA's rows
+  int rows;                                // of this CTA; none: 0
+  int unit, first_unit, supers;            // supers: units of this tile; 1 unless split
 };
 
 template <typename C>
 struct Shared {
   uint8_t q[C::kQBytes];
-  uint8_t k[C::kStages][C::kBlockBytes];
-  uint8_t v[C::kStages][C::kBlockBytes];
+  uint8_t k[C::kKStages][C::kBlockBytes];
+  uint8_t v[C::kVStages][C::kBlockBytes];
   uint8_t folded[C::kFoldBytes > 0 ? C::kFoldBytes : 16];
-  uint64_t q_full, q_empty, k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
+  uint64_t q_full, q_empty, k_full[C::kKStages], k_empty[C::kKStages], v_full[C::kVStages], v_empty[C::kVStages];
+  float scratch;          // written, never read
+  Tile tile[2];           // from the producer, in turns: read where needed, for want of registers
   int32_t tile_start[1];  // [requests + 1]
-};
-
-struct Tile {
-  int request, head, index;        // index: which tile_tokens tokens of the request
-  int query_start, added, kv_len;  // of the request
-  int begin, end;                  // keys that some row may see; begin a multiple of 16
-  int seen_by_all_begin, seen_by_all_end;
-  int rows;
-  int unit, first_unit, supers;  // supers: units of this tile; 1 unless split
 };
 
 __device__ inline int first_key(const AttentionArgs& a, int position) {
@@ -93,7 +101,8 @@ __device__ inline void count_tiles(const PrefillParams& params, int group, int32
     if (b < a.requests) {
       const int added = a.query_start[b + 1] - a.query_start[b];
       if (added * group >= params.min_rows) {
-        sum = (added + params.tile_tokens - 1) / params.tile_tokens * supers_of(params, a.kv_len[b], added);
+        sum = (added + kCluster * params.cta_tokens - 1) / (kCluster * params.cta_tokens) *
+              supers_of(params, a.kv_len[b], added);
       }
     }
     for (int d = 1; d < 32; d *= 2) {
@@ -110,7 +119,8 @@ __device__ inline int tile_of_turn(int round, int cta, int ctas) {
   return round * ctas + ((round & 1) != 0 ? ctas - 1 - cta : cta);
 }
 
-__device__ inline Tile find_tile(const PrefillParams& params, int group, const int32_t* tile_start, int turn) {
+__device__ inline Tile find_tile(const PrefillParams& params, int group, const int32_t* tile_start, int turn,
+                                 int rank) {
   const AttentionArgs& a = params.args;
   const int index = tile_start[a.requests] - 1 - turn / a.cache.kv_heads;  // last tiles have the most keys
   int low = 0, high = a.requests;
@@ -125,16 +135,18 @@ __device__ inline Tile find_tile(const PrefillParams& params, int group, const i
   t.added = a.query_start[low + 1] - t.query_start;
   t.kv_len = a.kv_len[low];
   t.supers = supers_of(params, t.kv_len, t.added);
-  t.index = (index - tile_start[low]) / t.supers;
+  const int of_request = (index - tile_start[low]) / t.supers, tile_tokens = kCluster * params.cta_tokens;
   t.unit = index * a.cache.kv_heads + t.head;
-  t.first_unit = (tile_start[low] + t.index * t.supers) * a.cache.kv_heads + t.head;
+  t.first_unit = (tile_start[low] + of_request * t.supers) * a.cache.kv_heads + t.head;
   const int prefix = t.kv_len - t.added;
-  const int first = t.index * params.tile_tokens, last = min(first + params.tile_tokens, t.added) - 1;
-  t.rows = (last - first + 1) * group;
+  const int first = of_request * tile_tokens, last = min(first + tile_tokens, t.added) - 1;
   t.begin = first_key(a, prefix + first) / 16 * 16;
   t.end = a.causal ? prefix + last + 1 : t.kv_len;
-  t.seen_by_all_begin = first_key(a, prefix + last);
-  t.seen_by_all_end = a.causal ? prefix + first + 1 : t.kv_len;
+  t.first_token = first + rank * params.cta_tokens;
+  const int tokens = min(params.cta_tokens, t.added - t.first_token);
+  t.rows = max(tokens, 0) * group;
+  t.seen_by_all_begin = first_key(a, prefix + t.first_token + tokens - 1);
+  t.seen_by_all_end = tokens <= 0 ? 0 : a.causal ? prefix + t.first_token + 1 : t.kv_len;
   if (t.kv_len <= 0) t.begin = t.end = 0;
   if (t.supers > 1) {
     const int super = first_key(a, prefix) / kSuper + (index - tile_start[low]) % t.supers;
@@ -153,31 +165,40 @@ struct Slot {
   }
 };
 
-// By kProducers warps, each a share of a block's boxes: starting a copy takes a warp a while.
+// By kProducers warps of each CTA, each a share of a block's boxes: starting a copy takes a warp a while. A copy goes
+// to all CTAs of the cluster, which halves the reads of the L2 and the number of copies an SM starts: either would be
+// the limit where pages are small. In shared memory 8 rows of 64 columns are a piece of 1 KB (swizzled within), the
+// pieces of 8 rows follow each other, and then come the next 8 rows: so a page of 16 rows is one copy.
 constexpr int kProducers = 4;
 
 template <typename C>
-__device__ inline void produce(Shared<C>& s, const PrefillParams& params, int group, int total, int producer) {
+__device__ inline void produce(Shared<C>& s, const PrefillParams& params, int group, int total, int producer,
+                               int rank) {
   const AttentionArgs& a = params.args;
   const int lane = static_cast<int>(threadIdx.x) % 32, page_size = a.cache.page_size;
   const int boxes = C::kBlock / params.box_rows;  // of a block and chunk, a power of two; a lane knows one's row
   const uint64_t keep = hopper::evict_last_policy(), once = hopper::evict_first_policy();
   Slot k_slot, v_slot;
   uint32_t q_phase = 0;
-  const int ctas = static_cast<int>(gridDim.x), cta = static_cast<int>(blockIdx.x);
+  const int ctas = static_cast<int>(gridDim.x) / kCluster, cta = static_cast<int>(blockIdx.x) / kCluster;
   for (int round = 0;; round++) {
     const int turn = tile_of_turn(round, cta, ctas);
     if (round * ctas >= total) break;
     if (turn >= total) continue;
-    const Tile t = find_tile(params, group, s.tile_start, turn);
-    if (t.begin >= t.end) continue;
+    const Tile t = find_tile(params, group, s.tile_start, turn, rank);
+    // The consumers are done with the tile before last, too.
     hopper::mbarrier_wait(&s.q_empty, q_phase ^ 1);
+    if (lane == 0 && producer == 0) s.tile[q_phase] = t;
     q_phase ^= 1;
+    if (t.begin >= t.end) {
+      if (lane == 0 && producer == 0) hopper::mbarrier_arrive(&s.q_full);
+      continue;
+    }
     if (lane == 0 && producer == 0) {
-      hopper::mbarrier_arrive_expect(&s.q_full, static_cast<uint32_t>(params.tile_tokens * group * C::kDim * 2));
+      hopper::mbarrier_arrive_expect(&s.q_full, static_cast<uint32_t>(params.cta_tokens * group * C::kDim * 2));
       for (int c = 0; c < C::kChunks; c++) {
         hopper::tma_load_3d(s.q + c * C::kRows * 128, &params.q, &s.q_full, c * 64, t.head * group,
-                            t.query_start + t.index * params.tile_tokens, once);
+                            t.query_start + t.first_token, once);
       }
     }
     const int32_t* table = a.page_table + static_cast<int64_t>(t.request) * a.table_stride;
@@ -194,12 +215,11 @@ __device__ inline void produce(Shared<C>& s, const PrefillParams& params, int gr
       if (lane == 0 && producer == 0) {
         hopper::mbarrier_arrive_expect(full, static_cast<uint32_t>((high - low) * params.box_rows * C::kDim * 2));
       }
-      for (int i = producer; i < boxes * C::kChunks; i += kProducers) {
-        const int box = i & (boxes - 1), chunk = i / boxes;
+      for (int box = producer * kCluster + rank; box < boxes; box += kProducers * kCluster) {
         const int box_row = __shfl_sync(~0u, row, box);
         if (lane != 0 || box_row < 0) continue;
-        hopper::tma_load_2d(to + chunk * C::kBlock * 128 + box * params.box_rows * 128, map, full, chunk * 64, box_row,
-                            keep);
+        hopper::tma_load_4d_multicast(hopper::shared_address(to + box * params.box_rows * C::kDim * 2), map,
+                                      hopper::shared_address(full), 0, 0, 0, box_row / 8, (1 << kCluster) - 1, keep);
       }
     };
     int row = row_of(first_block), v_row = -1;
@@ -208,18 +228,18 @@ __device__ inline void produce(Shared<C>& s, const PrefillParams& params, int gr
         const int next = block + 1 < past_block ? row_of(block + 1) : -1;
         hopper::mbarrier_wait(&s.k_empty[k_slot.stage], k_slot.phase ^ 1);
         load(s.k[k_slot.stage], &params.k, &s.k_full[k_slot.stage], row, block);
-        k_slot.advance<C::kStages>();
+        k_slot.advance<C::kKStages>();
         if (block > first_block) {
           hopper::mbarrier_wait(&s.v_empty[v_slot.stage], v_slot.phase ^ 1);
           load(s.v[v_slot.stage], &params.v, &s.v_full[v_slot.stage], v_row, block - 1);
-          v_slot.advance<C::kStages>();
+          v_slot.advance<C::kVStages>();
         }
         v_row = row;
         row = next;
       } else {
         hopper::mbarrier_wait(&s.v_empty[v_slot.stage], v_slot.phase ^ 1);
         load(s.v[v_slot.stage], &params.v, &s.v_full[v_slot.stage], v_row, block - 1);
-        v_slot.advance<C::kStages>();
+        v_slot.advance<C::kVStages>();
       }
     }
   }
@@ -254,11 +274,17 @@ __device__ inline void forget(float (&d)[n]) {
   for (int i = 0; i < n; i++) asm volatile("" : "=f"(d[i]));
 }
 
+// What follows (a wait for the tensor cores) stays behind what `x` depends on: ptxas moves waits up across arithmetic
+// and shuffles, but not across stores.
+__device__ inline void complete(float* scratch, float x) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(hopper::shared_address(scratch)), "f"(x) : "memory");
+}
+
 template <typename C>
 class Consumer {
  public:
-  __device__ Consumer(Shared<C>& shared, const PrefillParams& params, int group)
-      : s_(shared), params_(params), a_(params.args), group_(group) {
+  __device__ Consumer(Shared<C>& shared, const PrefillParams& params, int group, int rank)
+      : s_(shared), params_(params), a_(params.args), group_(group), rank_(rank) {
     float* base = nullptr;
     if constexpr (C::kFoldShared) {
       base = reinterpret_cast<float*>(s_.folded);
@@ -266,20 +292,27 @@ class Consumer {
       base = params.folded + static_cast<int64_t>(blockIdx.x) * C::kRows * C::kDim;
     }
     folded_ = reinterpret_cast<float4*>(base) + wg_ * (C::kDim / 8) * 128 + tid_;
+    q_address_ = descriptor_address(s_.q + wg_ * 64 * 128);
+    k_address_ = descriptor_address(s_.k[0]);
+    v_address_ = descriptor_address(s_.v[0]);
+    other_shared_ = hopper::map_shared(hopper::shared_address(&s_), static_cast<uint32_t>(lane_ % kCluster));
+    row_token_ = static_cast<uint32_t>(row_of(0) / group | row_of(1) / group << 16);
   }
 
   __device__ void run(int total) {
-    const int ctas = static_cast<int>(gridDim.x), cta = static_cast<int>(blockIdx.x);
+    const int ctas = static_cast<int>(gridDim.x) / kCluster, cta = static_cast<int>(blockIdx.x) / kCluster;
     if (C::kWgs > 1 && wg_ == C::kWgs - 1) hopper::named_barrier_arrive(kTurnBarrier, 256);
     for (int round = 0; round * ctas < total; round++) {
       const int turn = tile_of_turn(round, cta, ctas);
       if (turn >= total) continue;
-      const Tile t = find_tile(params_, group_, s_.tile_start, turn);
-      for (int h = 0; h < 2; h++) range_[h] = range_of(t, h);
+      hopper::mbarrier_wait(&s_.q_full, q_phase_);
+      const Tile& t = s_.tile[q_phase_];
+      q_phase_ ^= 1;
       if (t.begin < t.end) {
         attend(t);
         finish(t);
       } else {
+        release_q();
         for (int i = 0; i < 2; i++) folded_r_[i] = minus_inf(), inv_[i] = 0.0f;
         for (int i = 0; i < C::kDim / 2; i++) o_[i] = 0.0f;
       }
@@ -295,7 +328,9 @@ class Consumer {
   static constexpr uint32_t kTurnBarrier = 2, kZeroBarrier = 1;  // turns: kTurnBarrier + warpgroup
 
   __device__ int row_of(int h) const { return wg_ * 64 + warp_ * 16 + g_ + 8 * h; }
-  __device__ int token_of(const Tile& t, int h) const { return t.index * params_.tile_tokens + row_of(h) / group_; }
+  __device__ int token_of(const Tile& t, int h) const {
+    return t.first_token + static_cast<int>(row_token_ >> (16 * h) & 0xffff);
+  }
 
   __device__ RowRange range_of(const Tile& t, int h) const {
     if (row_of(h) >= t.rows) return {0, -1, nullptr};
@@ -313,27 +348,40 @@ class Consumer {
     if constexpr (C::kWgs > 1) hopper::named_barrier_arrive(kTurnBarrier + (wg_ + 1) % C::kWgs, 256);
   }
 
+  // Descriptor addresses are in units of 16 bytes and never carry beyond their field. (In a cluster the upper bits of
+  // an address in shared memory are the CTA's.)
+  static __device__ uint32_t descriptor_address(const void* p) { return (hopper::shared_address(p) & 0x3ffff) >> 4; }
+  static __device__ uint64_t with_address(uint64_t descriptor, uint32_t address) {
+    return (descriptor & ~uint64_t{0xffffffff}) | (static_cast<uint32_t>(descriptor) + address);
+  }
+  // The same in all lanes, and known to be: descriptors are taken from uniform registers, and to move them there one by
+  // one takes longer than the products.
+  static __device__ uint32_t uniform(uint32_t x) { return __reduce_or_sync(~0u, x); }
+
   __device__ void issue_scores() {
-    const uint64_t q = hopper::k_major_descriptor(s_.q + wg_ * 64 * 128);
-    const uint64_t k = hopper::k_major_descriptor(s_.k[k_slot_.stage]);
+    const uint64_t form = hopper::k_major_descriptor(0u), k_form = hopper::k_major_descriptor(0u, C::kChunks * 1024);
+    const uint32_t q = uniform(q_address_), k = uniform(k_address_ + k_slot_.stage * (C::kBlockBytes / 16));
     forget(scores_);
     hopper::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < C::kDim / 16; i++) {
-      hopper::wgmma<C::kBlock, C::kKind>(scores_, q + static_cast<uint64_t>(i / 4 * (C::kRows * 8) + i % 4 * 2),
-                                         k + static_cast<uint64_t>(i / 4 * (C::kBlock * 8) + i % 4 * 2), i != 0);
+      hopper::wgmma<C::kBlock, C::kKind>(
+          scores_, with_address(form, q + static_cast<uint32_t>(i / 4 * (C::kRows * 8) + i % 4 * 2)),
+          with_address(k_form, k + static_cast<uint32_t>(i / 4 * 64 + i % 4 * 2)), i != 0);
     }
     hopper::wgmma_commit();
   }
 
   // O (+)= P·V of the block in the slot. `fresh`: O is taken as zero.
   __device__ void issue_values(bool fresh) {
-    const uint64_t v = hopper::mn_major_descriptor(s_.v[v_slot_.stage], C::kBlock * 128);
+    const uint64_t form = hopper::mn_major_descriptor(0u, 1024, C::kChunks * 1024);
+    const uint32_t v = uniform(v_address_ + v_slot_.stage * (C::kBlockBytes / 16));
     hopper::pin_registers(o_);
     hopper::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < C::kBlock / 16; i++) {
-      hopper::wgmma<C::kDim, C::kKind, 1>(o_, p_[i], v + static_cast<uint64_t>(128 * i), i != 0 || !fresh);
+      hopper::wgmma<C::kDim, C::kKind, 1>(
+          o_, p_[i], with_address(form, v + static_cast<uint32_t>(128 * C::kChunks * i)), i != 0 || !fresh);
     }
     hopper::wgmma_commit();
   }
@@ -348,38 +396,48 @@ class Consumer {
     for (int i = tid_ + wg_ * 128; i < (past - first) * (C::kDim / 8); i += C::kConsumers) {
       const int row = first + i / (C::kDim / 8), piece = i % (C::kDim / 8);
       // Whole 16-byte pieces: the swizzle moves them within their row.
-      *reinterpret_cast<uint4*>(s_.v[v_slot_.stage] + piece / 8 * C::kBlock * 128 + row * 128 + piece % 8 * 16) =
-          make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(s_.v[v_slot_.stage] + (row / 8 * C::kChunks + piece / 8) * 1024 + row % 8 * 128 +
+                                piece % 8 * 16) = make_uint4(0, 0, 0, 0);
     }
     hopper::fence_async_proxy();
     hopper::named_barrier_sync(kZeroBarrier, C::kConsumers);
   }
 
-  // Scores to probabilities, in place; updates R and l. Returns α of the thread's two rows.
+  // Scores to probabilities, in place; updates R and l. Returns α of the thread's two rows. No branch where kMasked is
+  // false: ptxas moves the wait for the other products up to the first one.
+  template <bool kMasked>
   __device__ void softmax(const Tile& t, int start, float (&alpha)[2]) {
     if (C::kExtras && params_.score.inner > 0.0f) {
 #pragma unroll
       for (int i = 0; i < C::kBlock / 2; i++) scores_[i] = capped_score(params_.score, scores_[i]);
     }
-    if (start < t.seen_by_all_begin || start + C::kBlock > t.seen_by_all_end || (C::kExtras && a_.mask != nullptr)) {
-      mask(start);
-    }
+    if constexpr (kMasked) mask(t, start);
+    float m[2], r[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      float m = minus_inf();
+      m[h] = fmaxf(scores_[2 * h], scores_[2 * h + 1]);
 #pragma unroll
-      for (int j = 0; j < C::kBlock / 8; j++) m = fmaxf(m, fmaxf(scores_[4 * j + 2 * h], scores_[4 * j + 2 * h + 1]));
-      m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-      m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-      alpha[h] = attention_grow(r_[h], m, params_.score.factor);
-      const float r = r_[h] == minus_inf() ? 0.0f : -r_[h];
+      for (int j = 1; j < C::kBlock / 8; j++) {
+        m[h] = fmaxf(m[h], fmaxf(scores_[4 * j + 2 * h], scores_[4 * j + 2 * h + 1]));
+      }
+    }
 #pragma unroll
-      for (int j = 0; j < C::kBlock / 16; j++) {
+    for (int h = 0; h < 2; h++) m[h] = fmaxf(m[h], __shfl_xor_sync(~0u, m[h], 1));
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      m[h] = fmaxf(m[h], __shfl_xor_sync(~0u, m[h], 2));
+      alpha[h] = grow(r_[h], m[h]);
+      r[h] = r_[h] == minus_inf() ? 0.0f : -r_[h];
+    }
+#pragma unroll
+    for (int j = 0; j < C::kBlock / 16; j++) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
         float v[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           float& p = scores_[8 * j + i / 2 * 4 + 2 * h + i % 2];
-          p = ex2(__fmaf_rn(p, params_.score.factor, r));
+          p = ex2(__fmaf_rn(p, params_.score.factor, r[h]));
           v[i] = p;
         }
         const float u = __fadd_rn(__fadd_rn(v[0], v[2]), __fadd_rn(v[1], v[3]));
@@ -388,10 +446,20 @@ class Consumer {
     }
   }
 
-  __device__ void mask(int start) {
+  // attention_grow by selection.
+  __device__ float grow(float& r, float block_max) const {
+    const float b = __fmul_rn(block_max, params_.score.factor);
+    const bool up = __fsub_rn(b, r) > numerics::kAttentionRescale;
+    const float alpha = ex2(__fsub_rn(r, b));
+    r = up ? b : r;
+    return up ? alpha : 1.0f;
+  }
+
+  __device__ void mask(const Tile& t, int start) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const int lo = range_[h].lo - start - 2 * x_, hi = range_[h].hi - start - 2 * x_;
+      const RowRange range = range_of(t, h);
+      const int lo = range.lo - start - 2 * x_, hi = range.hi - start - 2 * x_;
 #pragma unroll
       for (int j = 0; j < C::kBlock / 8; j++) {
 #pragma unroll
@@ -401,16 +469,16 @@ class Consumer {
         }
       }
       if constexpr (C::kExtras) {
-        if (range_[h].mask != nullptr) mask_bits(start, h);
+        if (range.mask != nullptr) mask_bits(range, start, h);
       }
     }
   }
 
-  __device__ void mask_bits(int start, int h) {
+  __device__ void mask_bits(const RowRange& range, int start, int h) {
 #pragma unroll
     for (int w = 0; w < C::kBlock / 64; w++) {
-      if (start + 64 * w > range_[h].hi) continue;
-      const uint64_t word = range_[h].mask[start / 64 + w] >> (2 * x_);
+      if (start + 64 * w > range.hi) continue;
+      const uint64_t word = range.mask[start / 64 + w] >> (2 * x_);
 #pragma unroll
       for (int j = 0; j < 8; j++) {
 #pragma unroll
@@ -455,23 +523,31 @@ class Consumer {
       folded_l_[h] = copy[h] ? total : attention_fold_value(folded_l_[h], total, f[h]);
       folded_r_[h] = f[h].r;
     }
+    constexpr int kBatch = C::kFoldShared ? 2 : 8;  // loads in flight
 #pragma unroll
-    for (int i = 0; i < C::kDim / 8; i++) {
-      float o[4] = {o_[4 * i], o_[4 * i + 1], o_[4 * i + 2], o_[4 * i + 3]};
+    for (int first = 0; first < C::kDim / 8; first += kBatch) {
+      float4 old[kBatch];
       if (have_folded_) {
-        const float4 old = folded_[i * 128];
-        const float before[4] = {old.x, old.y, old.z, old.w};
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const int h = e / 2;
-          o[e] = skip[h] ? before[e] : copy[h] ? o[e] : attention_fold_value(before[e], o[e], f[h]);
+        for (int i = 0; i < kBatch; i++) old[i] = folded_[(first + i) * 128];
+#pragma unroll
+        for (int i = 0; i < kBatch; i++) {
+          const float before[4] = {old[i].x, old[i].y, old[i].z, old[i].w};
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            const int h = e / 2;
+            float& o = o_[4 * (first + i) + e];
+            const float both = attention_fold_value(before[e], o, f[h]);
+            o = skip[h] ? before[e] : copy[h] ? o : both;
+          }
         }
       }
-      if constexpr (kLast) {
+      if constexpr (!kLast) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) o_[4 * i + e] = o[e];
-      } else {
-        folded_[i * 128] = make_float4(o[0], o[1], o[2], o[3]);
+        for (int i = 0; i < kBatch; i++) {
+          const float* o = o_ + 4 * (first + i);
+          folded_[(first + i) * 128] = make_float4(o[0], o[1], o[2], o[3]);
+        }
       }
     }
     have_folded_ = true;
@@ -482,8 +558,6 @@ class Consumer {
     have_folded_ = false;
 #pragma unroll
     for (int h = 0; h < 2; h++) folded_r_[h] = r_[h] = minus_inf(), folded_l_[h] = l_[h] = 0.0f;
-    hopper::mbarrier_wait(&s_.q_full, q_phase_);
-    q_phase_ ^= 1;
     hopper::mbarrier_wait(&s_.k_full[k_slot_.stage], k_slot_.phase);
     take_turn();
     issue_scores();
@@ -491,48 +565,72 @@ class Consumer {
     hopper::wgmma_wait<0>();
     hopper::pin_registers(scores_);
     release_k();
+    // Blocks that every row sees whole.
+    const int plain_begin = (t.seen_by_all_begin + C::kBlock - 1) / C::kBlock * C::kBlock;
+    const int plain_end = C::kExtras && a_.mask != nullptr ? 0 : t.seen_by_all_end / C::kBlock * C::kBlock;
     float alpha[2];
-    softmax(t, first, alpha);
+    if (first < plain_begin || first >= plain_end) {
+      softmax<true>(t, first, alpha);
+    } else {
+      softmax<false>(t, first, alpha);
+    }
     round_probabilities();
-    bool fresh = true;
+    fresh_ = true;
+    forget(o_);
     int start = first + C::kBlock;
 #pragma unroll 1
-    for (; start < t.end; start += C::kBlock) {
-      hopper::mbarrier_wait(&s_.k_full[k_slot_.stage], k_slot_.phase);
-      take_turn();
-      issue_scores();
-      hopper::mbarrier_wait(&s_.v_full[v_slot_.stage], v_slot_.phase);
-      issue_values(fresh);
-      pass_turn();
-      fresh = false;
-      hopper::wgmma_wait<1>();
-      hopper::pin_registers(scores_);
-      release_k();
-      const bool boundary = start % kSuper == 0;
-      float old_r[2] = {r_[0], r_[1]}, old_l[2] = {l_[0], l_[1]};
-      if (boundary) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) r_[h] = minus_inf(), l_[h] = 0.0f;
-      }
-      softmax(t, start, alpha);
-      hopper::wgmma_wait<0>();
-      hopper::pin_registers(o_);
-      release_v();
-      if (boundary) {
-        fold<false>(old_r, old_l);
-        fresh = true;
+    for (int part = 0; part < 3; part++) {
+      if (part == 1) {
+#pragma unroll 1
+        for (; start < min(plain_end, t.end); start += C::kBlock) step<false>(t, start);
       } else {
-        rescale(alpha);
+        const int past = part == 0 ? min(plain_begin, t.end) : t.end;
+#pragma unroll 1
+        for (; start < past; start += C::kBlock) step<true>(t, start);
       }
-      round_probabilities();
     }
     release_q();
     hopper::mbarrier_wait(&s_.v_full[v_slot_.stage], v_slot_.phase);
     clear_unwritten(t, start - C::kBlock);
-    issue_values(fresh);
+    issue_values(fresh_);
     hopper::wgmma_wait<0>();
     hopper::pin_registers(o_);
     release_v();
+  }
+
+  // Scores of the block at `start` and P·V of the one before it; softmax of the one while the other is under way.
+  template <bool kMasked>
+  __device__ void step(const Tile& t, int start) {
+    hopper::mbarrier_wait(&s_.k_full[k_slot_.stage], k_slot_.phase);
+    take_turn();
+    issue_scores();
+    hopper::mbarrier_wait(&s_.v_full[v_slot_.stage], v_slot_.phase);
+    issue_values(fresh_);
+    pass_turn();
+    hopper::wgmma_wait<1>();
+    release_k();
+    hopper::wgmma_wait<1>();  // or ptxas moves the release behind the softmax
+    hopper::pin_registers(scores_);
+    const bool boundary = start % kSuper == 0;
+    const float old_r[2] = {r_[0], r_[1]}, old_l[2] = {l_[0], l_[1]};
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      r_[h] = boundary ? minus_inf() : r_[h];
+      l_[h] = boundary ? 0.0f : l_[h];
+    }
+    float alpha[2];
+    softmax<kMasked>(t, start, alpha);
+    complete(&s_.scratch, __fadd_rn(l_[0], l_[1]));
+    hopper::wgmma_wait<0>();
+    hopper::pin_registers(o_);
+    release_v();
+    fresh_ = boundary;
+    round_probabilities();
+    if (boundary) {
+      fold<false>(old_r, old_l);
+    } else {
+      rescale(alpha);
+    }
   }
 
   __device__ void finish(const Tile& t) {
@@ -551,16 +649,38 @@ class Consumer {
   __device__ void write(const Tile& t) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      if (row_of(h) >= t.rows) continue;
+      const bool here = row_of(h) < t.rows;
       uint16_t* out = a_.out + (static_cast<int64_t>(t.query_start + token_of(t, h)) * a_.q_heads + t.head * group_ +
                                 row_of(h) % group_) *
                                    C::kDim;
+      const bool none = folded_r_[h] == minus_inf();
+      // Of four times eight columns a lane has two each; four lanes trade, so that each stores eight at once.
 #pragma unroll
-      for (int j = 0; j < C::kDim / 8; j++) {
-        const auto value = [&](int i) {
-          return folded_r_[h] == minus_inf() ? 0.0f : __fadd_rn(__fmul_rn(o_[4 * j + 2 * h + i], inv_[h]), 0.0f);
-        };
-        *reinterpret_cast<uint32_t*>(out + 8 * j + 2 * x_) = round16x2<C::kF16>(value(0), value(1));
+      for (int j = 0; j < C::kDim / 8; j += 4) {
+        uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float* o = o_ + 4 * (j + i) + 2 * h;
+          const float low = none ? 0.0f : __fadd_rn(__fmul_rn(o[0], inv_[h]), 0.0f);
+          const float high = none ? 0.0f : __fadd_rn(__fmul_rn(o[1], inv_[h]), 0.0f);
+          w[i] = round16x2<C::kF16>(low, high);
+        }
+        transpose(w);
+        if (here) *reinterpret_cast<uint4*>(out + 8 * (j + x_)) = make_uint4(w[0], w[1], w[2], w[3]);
+      }
+    }
+  }
+
+  // Word i of lane x (of four) becomes word x of lane i.
+  __device__ void transpose(uint32_t (&w)[4]) const {
+#pragma unroll
+    for (int bit = 1; bit < 4; bit *= 2) {
+      const bool odd = (x_ & bit) != 0;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if ((i & bit) != 0) continue;
+        const uint32_t given = odd ? w[i] : w[i + bit], got = __shfl_xor_sync(~0u, given, bit);
+        (odd ? w[i] : w[i + bit]) = got;
       }
     }
   }
@@ -569,7 +689,7 @@ class Consumer {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       if (row_of(h) >= t.rows) continue;
-      const int64_t row = static_cast<int64_t>(t.unit) * C::kRows + row_of(h);
+      const int64_t row = (static_cast<int64_t>(t.unit) * kCluster + rank_) * C::kRows + row_of(h);
       if (x_ == 0) {
         *reinterpret_cast<float2*>(params_.partial_rl + row * 2) = make_float2(folded_r_[h], folded_l_[h]);
       }
@@ -581,31 +701,36 @@ class Consumer {
     }
   }
 
-  // One arrival a warp.
+  // One arrival a warp, at every CTA of the cluster.
   __device__ void release(uint64_t* bar) const {
-    if (lane_ == 0) hopper::mbarrier_arrive(bar);
+    const uint32_t offset = hopper::shared_address(bar) - hopper::shared_address(&s_);
+    if (lane_ < kCluster) hopper::mbarrier_arrive_mapped(other_shared_ + offset);
   }
   __device__ void release_k() {
     release(&s_.k_empty[k_slot_.stage]);
-    k_slot_.template advance<C::kStages>();
+    k_slot_.template advance<C::kKStages>();
   }
   __device__ void release_v() {
     release(&s_.v_empty[v_slot_.stage]);
-    v_slot_.template advance<C::kStages>();
+    v_slot_.template advance<C::kVStages>();
   }
-  __device__ void release_q() { release(&s_.q_empty); }
+  __device__ void release_q() {
+    if (lane_ == 0) hopper::mbarrier_arrive(&s_.q_empty);
+  }
 
   Shared<C>& s_;
   const PrefillParams& params_;
   const AttentionArgs& a_;
-  const int group_;
-  const int wg_ = static_cast<int>(threadIdx.x) / 128, tid_ = static_cast<int>(threadIdx.x) % 128, warp_ = tid_ / 32,
-            lane_ = tid_ % 32, g_ = lane_ / 4, x_ = lane_ % 4;
+  const int group_, rank_;
+  const int wg_ = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0), tid_ = static_cast<int>(threadIdx.x) % 128,
+            warp_ = tid_ / 32, lane_ = tid_ % 32, g_ = lane_ / 4, x_ = lane_ % 4;
   Slot k_slot_, v_slot_;
   uint32_t q_phase_ = 0;
-  bool have_folded_ = false;
+  bool have_folded_ = false, fresh_ = true;  // fresh_: O is to be taken as zero
   float4* folded_;
-  RowRange range_[2];
+  uint32_t q_address_, k_address_, v_address_;
+  uint32_t other_shared_;  // of lane's CTA in the cluster
+  uint32_t row_token_;     // row / group of the thread's two rows
   float r_[2], l_[2], folded_r_[2], folded_l_[2], inv_[2];
   float scores_[C::kBlock / 2];
   uint32_t p_[C::kBlock / 16][4];
@@ -626,31 +751,36 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_prefill(const __grid
     hopper::prefetch_tensor_map(&params.v);
     hopper::mbarrier_init(&s.q_full, 1);
     hopper::mbarrier_init(&s.q_empty, C::kWgs * 4);
-    for (int i = 0; i < C::kStages; i++) {
+    for (int i = 0; i < C::kKStages; i++) {
       hopper::mbarrier_init(&s.k_full[i], 1);
+      hopper::mbarrier_init(&s.k_empty[i], C::kWgs * 4 * kCluster);
+    }
+    for (int i = 0; i < C::kVStages; i++) {
       hopper::mbarrier_init(&s.v_full[i], 1);
-      hopper::mbarrier_init(&s.k_empty[i], C::kWgs * 4);
-      hopper::mbarrier_init(&s.v_empty[i], C::kWgs * 4);
+      hopper::mbarrier_init(&s.v_empty[i], C::kWgs * 4 * kCluster);
     }
     hopper::mbarrier_init_fence();
   }
-  for (int i = static_cast<int>(threadIdx.x); i < C::kStages * C::kBlockBytes / 16; i += C::kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < C::kVStages * C::kBlockBytes / 16; i += C::kThreads) {
     reinterpret_cast<uint4*>(s.v)[i] = make_uint4(0, 0, 0, 0);
   }
   hopper::fence_async_proxy();
   hopper::wait_for_predecessors();
   hopper::launch_dependents();
   if (warp == 0) count_tiles(params, group, s.tile_start);
-  __syncthreads();
+  const int rank = static_cast<int>(hopper::cluster_rank());
+  hopper::cluster_sync();
   const int total = s.tile_start[a.requests] * a.cache.kv_heads;
   if (warp >= kProducer) {
     if constexpr (C::kWgs > 1) hopper::lower_registers<C::kProducerRegisters>();
-    produce<C>(s, params, group, total, warp - kProducer);
+    produce<C>(s, params, group, total, warp - kProducer, rank);
   } else {
     if constexpr (C::kWgs > 1) hopper::raise_registers<C::kConsumerRegisters>();
-    Consumer<C> consumer(s, params, group);
+    Consumer<C> consumer(s, params, group, rank);
     consumer.run(total);
   }
+  __syncwarp();
+  hopper::cluster_sync();  // a CTA that has ended has no shared memory to copy to
 }
 
 // Puts the super-blocks of split tiles together, ascending. A CTA takes kFoldRows rows of a tile, a thread 4 columns.
@@ -665,14 +795,15 @@ __global__ void __launch_bounds__(kFoldThreads) attention_fold_kernel(const __gr
   hopper::launch_dependents();
   if (threadIdx.x < 32) count_tiles(params, group, tile_start);
   __syncthreads();
-  const int slices = C::kRows / kFoldRows, slice = static_cast<int>(blockIdx.x) % slices;
+  const int slices = kCluster * C::kRows / kFoldRows, slice = static_cast<int>(blockIdx.x) % slices;
   const int total = tile_start[a.requests] * a.cache.kv_heads;
   const int turn = static_cast<int>(blockIdx.x) / slices;
   if (turn >= total) return;
-  const Tile t = find_tile(params, group, tile_start, turn);
+  const int rank = slice / (C::kRows / kFoldRows);  // the CTA whose rows these were
+  const Tile t = find_tile(params, group, tile_start, turn, rank);
   if (t.supers == 1 || t.unit != t.first_unit) return;  // one CTA a tile and slice
   for (int i = static_cast<int>(threadIdx.x); i < kFoldRows * (C::kDim / 4); i += kFoldThreads) {
-    const int row = slice * kFoldRows + i / (C::kDim / 4), column = i % (C::kDim / 4) * 4;
+    const int row = slice % (C::kRows / kFoldRows) * kFoldRows + i / (C::kDim / 4), column = i % (C::kDim / 4) * 4;
     if (row >= t.rows) break;
     float r = minus_inf(), l = 0.0f, o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     constexpr int kBatch = 4;  // loads in flight
@@ -682,7 +813,7 @@ __global__ void __launch_bounds__(kFoldThreads) attention_fold_kernel(const __gr
 #pragma unroll
       for (int s = 0; s < kBatch; s++) {
         const int64_t unit = t.first_unit + static_cast<int64_t>(min(first + s, t.supers - 1)) * a.cache.kv_heads;
-        const int64_t at = unit * C::kRows + row;
+        const int64_t at = (unit * kCluster + rank) * C::kRows + row;
         rl[s] = __ldcg(reinterpret_cast<const float2*>(params.partial_rl + at * 2));
         v[s] = __ldcg(reinterpret_cast<const float4*>(params.partial_o + at * C::kDim + column));
       }
@@ -704,7 +835,7 @@ __global__ void __launch_bounds__(kFoldThreads) attention_fold_kernel(const __gr
       inv = __fdiv_rn(1.0f, l);
     }
     const auto value = [&](int e) { return r == minus_inf() ? 0.0f : __fadd_rn(__fmul_rn(o[e], inv), 0.0f); };
-    const int64_t token = t.query_start + t.index * params.tile_tokens + row / group;
+    const int64_t token = t.query_start + t.first_token + row / group;
     *reinterpret_cast<uint2*>(a.out + (token * a.q_heads + head) * C::kDim + column) =
         make_uint2(round16x2<C::kF16>(value(0), value(1)), round16x2<C::kF16>(value(2), value(3)));
   }
@@ -718,33 +849,34 @@ void launch_config(const AttentionArgs& args, const AttentionPlan& plan, const K
   PrefillParams params = {};
   params.args = args;
   params.score = score_scale(args);
-  params.box_rows = page_rows < C::kBlock ? page_rows : C::kBlock;
-  params.tile_tokens = C::kRows / group;
+  params.box_rows = std::min(page_rows, C::kBlock / kCluster);
+  params.cta_tokens = C::kRows / group;
   params.min_rows = plan.decode ? kAttentionDecodeRows + 1 : 0;
   params.folded = static_cast<float*>(context.workspace);
   params.split = plan.split;
   params.partial_o = params.folded;
-  params.partial_rl = params.partial_o + plan.tiles * cache.kv_heads * C::kRows * C::kDim;
+  params.partial_rl = params.partial_o + plan.tiles * cache.kv_heads * kCluster * C::kRows * C::kDim;
   const auto type = C::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const uint64_t q_dims[3] = {C::kDim, static_cast<uint64_t>(args.q_heads), static_cast<uint64_t>(args.tokens)};
   const uint64_t q_strides[2] = {C::kDim * 2, static_cast<uint64_t>(args.q_heads) * C::kDim * 2};
-  const uint32_t q_box[3] = {64, static_cast<uint32_t>(group), static_cast<uint32_t>(params.tile_tokens)};
+  const uint32_t q_box[3] = {64, static_cast<uint32_t>(group), static_cast<uint32_t>(params.cta_tokens)};
   params.q = tensor_map(type, 3, args.q, q_dims, q_strides, q_box, CU_TENSOR_MAP_SWIZZLE_128B);
-  const MatrixMap keys = {
-      cache.k, cache.pages * cache.kv_heads * cache.page_size, C::kDim, C::kDim * 2, params.box_rows, 64};
-  MatrixMap values = keys;
-  values.base = cache.v;
-  params.k = matrix_map(keys);
-  params.v = matrix_map(values);
-  const int64_t ctas = plan.tiles * cache.kv_heads;
+  const uint64_t rows = static_cast<uint64_t>(cache.pages) * cache.kv_heads * cache.page_size;
+  const uint64_t dims[4] = {64, 8, C::kChunks, rows / 8}, strides[3] = {C::kDim * 2, 128, C::kDim * 16};
+  const uint32_t box[4] = {64, 8, C::kChunks, static_cast<uint32_t>(params.box_rows / 8)};
+  params.k = tensor_map(type, 4, cache.k, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
+  params.v = tensor_map(type, 4, cache.v, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
+  const int64_t clusters = std::min<int64_t>(plan.tiles * cache.kv_heads, context.sm_count / kCluster);
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(ctas < context.sm_count ? ctas : context.sm_count));
+  shape.grid = dim3(static_cast<unsigned>(clusters * kCluster));
+  shape.cluster = dim3(kCluster);
   shape.block = C::kThreads;
   shape.shared_bytes = sizeof(Shared<C>) + static_cast<size_t>(args.requests) * 4;
   allow_shared_memory("attention_prefill", attention_prefill<C>, shape.shared_bytes);
   launch("attention_prefill", attention_prefill<C>, shape, context.stream, params);
   if (!plan.split) return;
-  shape.grid = dim3(static_cast<unsigned>(ctas * (C::kRows / kFoldRows)));
+  shape.grid = dim3(static_cast<unsigned>(plan.tiles * cache.kv_heads * (kCluster * C::kRows / kFoldRows)));
+  shape.cluster = dim3(1);
   shape.block = kFoldThreads;
   shape.shared_bytes = static_cast<size_t>(args.requests + 1) * 4;
   launch("attention_fold", attention_fold_kernel<C>, shape, context.stream, params);

@@ -16,6 +16,20 @@ __device__ inline uint32_t kept_shared_address(const void* p) {
   return r;
 }
 
+__device__ inline void store_shared_16(uint32_t to, const uint32_t (&v)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+               : "memory");
+}
+
+__device__ inline void store_shared_f2(uint32_t to, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
+}
+__device__ inline float2 load_shared_f2(uint32_t from) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");
+  return v;
+}
+
 __device__ inline void mbarrier_init(uint64_t* bar, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals) : "memory");
 }
@@ -37,6 +51,10 @@ __device__ inline void mbarrier_arrive_remote(uint32_t bar, uint32_t rank) {
       "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [remote]; }" ::"r"(bar),
       "r"(rank)
       : "memory");
+}
+// The same by an address in the cluster's window (map_shared).
+__device__ inline void mbarrier_arrive_mapped(uint32_t mapped) {
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(mapped) : "memory");
 }
 // The same after ordinary writes that the other CTA is to see.
 __device__ inline void mbarrier_arrive_remote_release(uint32_t bar, uint32_t rank) {
@@ -71,6 +89,19 @@ __device__ inline bool mbarrier_try_wait(uint32_t bar, uint32_t parity) {
 }
 __device__ inline bool mbarrier_try_wait(uint64_t* bar, uint32_t parity) {
   return mbarrier_try_wait(shared_address(bar), parity);
+}
+
+// Without waiting at all.
+__device__ inline bool mbarrier_test(uint32_t bar, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{ .reg .pred p;\n"
+      "mbarrier.test_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p; }"
+      : "=r"(done)
+      : "r"(bar), "r"(parity)
+      : "memory");
+  return done != 0;
 }
 
 __device__ inline void mbarrier_wait(uint32_t bar, uint32_t parity) {

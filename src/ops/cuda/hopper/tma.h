@@ -72,6 +72,19 @@ __device__ inline void tma_load_3d_multicast(uint32_t to, const CUtensorMap* map
       : "memory");
 }
 
+// Asks for `bytes` of global memory to be in the L2 and waits for nothing; both multiples of 16.
+__device__ inline void prefetch_l2(const void* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+__device__ inline void tma_load_4d_multicast(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, int y, int z,
+                                             int w, uint16_t mask, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7, %8;" ::"r"(to),
+      "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "r"(w), "h"(mask), "l"(policy)
+      : "memory");
+}
+
 // Orders this thread's ordinary stores to shared memory before later reads by the copy engine or the tensor cores; a
 // barrier among the threads follows it.
 __device__ inline void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
