@@ -34,6 +34,7 @@ Session::Session(const std::string& model_path, const DeviceOptions& device, con
   const auto source = file->metadata().find_string("tokenizer.chat_template");
   template_ = source ? std::make_unique<ChatTemplate>(std::string(*source))
                      : std::make_unique<ChatTemplate>(ChatTemplate::chatml());
+  file->release_header_pages();  // what is needed of the vocabulary, the tokenizer has
   engine_ = std::make_unique<Engine>(make_backend(device), std::move(file), options);
   load_s_ = seconds_since(start);
 }

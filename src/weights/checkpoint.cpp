@@ -87,6 +87,12 @@ void Checkpoint::release_pages(const Tensor& tensor) const {
   parts_.mapping->advise(offset, tensor.bytes, MappedFile::Advice::kDontNeed);
 }
 
+void Checkpoint::release_header_pages() const {
+  if (parts_.mapping == nullptr || parts_.header.empty()) return;
+  const auto offset = static_cast<size_t>(parts_.header.data() - parts_.file.data());
+  parts_.mapping->advise(offset, parts_.header.size(), MappedFile::Advice::kDontNeed);
+}
+
 void Checkpoint::prefetch() const {
   if (parts_.mapping != nullptr) parts_.mapping->advise(0, file_bytes(), MappedFile::Advice::kWillNeed);
 }

@@ -67,6 +67,8 @@ class Checkpoint {
   // Gives back the resident pages of a tensor that was repacked or uploaded; reading it again faults them in. A page
   // that it shares with a neighbour goes too, which costs that neighbour one page fault.
   void release_pages(const Tensor& tensor) const;
+  // The same for metadata (the vocabulary) and the table of tensors.
+  void release_header_pages() const;
   // Starts reading the whole file from disk, without waiting.
   void prefetch() const;
 
