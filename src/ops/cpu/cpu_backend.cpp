@@ -79,6 +79,7 @@ class CpuBackend final : public Backend {
     if (a.rows > 0) cpu::sample({pool_, simd_}, slots, a);
   }
   void log_probs(const LogProbArgs& a) override { run(a, cpu::log_probs); }
+  void topk_per_row(const TopkPerRowArgs& a) override { run(a, cpu::topk_per_row); }
 
  private:
   template <typename Args>

@@ -19,5 +19,6 @@ void attention(const Cpu& cpu, const AttentionArgs& a);
 std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab);
 void sample(const Cpu& cpu, SamplerSlots& slots, const SampleArgs& a);
 void log_probs(const Cpu& cpu, const LogProbArgs& a);
+void topk_per_row(const Cpu& cpu, const TopkPerRowArgs& a);
 
 }  // namespace isobit::cpu

@@ -431,7 +431,7 @@ void SpilledGroups(const GemmJob& job, const PackedLinear::Panel& p, int64_t row
 void RunSingleTwelve(const GemmJob& job, const PackedLinear::Panel& p, int64_t row, int64_t from, int64_t to,
                      GemmScratch& s, float* acc) {
   while (from < to) {
-    const int64_t end = std::find(p.bases + from, p.bases + to, kSpilled) - p.bases;
+    const int64_t end = p.spill == nullptr ? to : std::find(p.bases + from, p.bases + to, kSpilled) - p.bases;
     if (end > from) {
       float before[kPanel];
       std::copy_n(acc, kPanel, before);
@@ -448,6 +448,7 @@ void RunSingleTwelve(const GemmJob& job, const PackedLinear::Panel& p, int64_t r
         SpilledGroups(job, p, row, from, end, s, acc);
       }
     }
+    if (end == to) return;
     const int64_t next = std::find_if(p.bases + end, p.bases + to, [](uint8_t b) { return b != kSpilled; }) - p.bases;
     SpilledGroups(job, p, row, end, next, s, acc);
     from = next;

@@ -306,7 +306,7 @@ class Packer {
     std::vector<std::byte> scratch(group_bytes(compact) * groups);
     if (!pack_compact(part.dtype, from, stride, scratch.data(), panel)) return false;
     pack_twelve_(compact, scratch.data(), to_.groups(), data, const_cast<uint8_t*>(panel.bases), to_.spills_[i]);
-    panel.spill = to_.spills_[i].data();
+    panel.spill = to_.spills_[i].empty() ? nullptr : to_.spills_[i].data();
     return true;
   }
 

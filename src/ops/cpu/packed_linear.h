@@ -71,8 +71,9 @@ class PackedLinear final : public Linear {
     int64_t row;   // the first
     const std::byte* data;
     // kTwelve:
-    const uint8_t* bases = nullptr;   // of each group
-    const uint16_t* spill = nullptr;  // spilled groups; a spilled group's data begins with its number among them
+    const uint8_t* bases = nullptr;  // of each group
+    const uint16_t* spill =
+        nullptr;  // spilled groups, null if there is none; a spilled group's data begins with its number among them
   };
 
   PackedLinear(int64_t n, int64_t k, LinearForm form) : Linear(n, k, form) {}

@@ -15,6 +15,7 @@ namespace {
 using namespace numerics;
 
 const float kNaN = from_bits(kNaN32);
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // The values that a slot samples from, and what is known about them.
 struct Processed {
@@ -22,9 +23,11 @@ struct Processed {
   VocabularyScan scan;
 };
 
-Processed process(int64_t simd, const SamplerSlot& slot, const float* y, int64_t n, std::vector<float>& scratch) {
+// `allowed`: a bit a token, or null.
+Processed process(int64_t simd, const SamplerSlot& slot, const float* y, const uint32_t* allowed, int64_t n,
+                  std::vector<float>& scratch) {
   Processed p;
-  if (slot.touched.empty() && slot.inv_temperature == 1.0f) {
+  if (slot.touched.empty() && slot.inv_temperature == 1.0f && allowed == nullptr) {
     p.z = y;
     p.scan = scan_logits(simd, y, n, 1.0f, nullptr);
     return p;
@@ -32,9 +35,12 @@ Processed process(int64_t simd, const SamplerSlot& slot, const float* y, int64_t
   scratch.resize(static_cast<size_t>(n));
   p.z = scratch.data();
   p.scan = scan_logits(simd, y, n, slot.inv_temperature, scratch.data());
-  if (slot.touched.empty()) return p;
+  if (slot.touched.empty() && allowed == nullptr) return p;
   for (const auto& [token, touched] : slot.touched) {
     scratch[static_cast<size_t>(token)] = slot.process(y[token], touched);
+  }
+  for (int64_t i = 0; allowed != nullptr && i < n; i++) {
+    if (((allowed[i / 32] >> (i % 32)) & 1) == 0) scratch[static_cast<size_t>(i)] = kMinusInfinity;
   }
   p.scan = scan_logits(simd, p.z, n, 1.0f, nullptr);
   return p;
@@ -103,7 +109,8 @@ void one_row(int64_t simd, const CpuSamplerSlots& slots, SamplerScratch& scratch
     std::fill_n(a.top_ids + row * kMaxTopLogprobs, kMaxTopLogprobs, -1);
     std::fill_n(a.top_logprobs + row * kMaxTopLogprobs, kMaxTopLogprobs, -std::numeric_limits<float>::infinity());
   }
-  const Processed p = process(simd, slot, y, a.vocab, scratch.processed);
+  const uint32_t* allowed = a.allowed != nullptr ? a.allowed + row * a.allowed_stride : nullptr;
+  const Processed p = process(simd, slot, y, allowed, a.vocab, scratch.processed);
   a.status[row] = p.scan.ok ? kSampled : kNotFinite;
   a.tokens[row] = -1;
   if (!p.scan.ok) return;
@@ -113,8 +120,8 @@ void one_row(int64_t simd, const CpuSamplerSlots& slots, SamplerScratch& scratch
   a.tokens[row] = token;
   if (!wants_logprobs) return;
   const float* values = params.processed_logprobs ? p.z : y;
-  const float largest = values == p.z ? p.scan.largest : scan_logits(simd, y, a.vocab, 1.0f, nullptr).largest;
-  write_logprobs(simd, params, values, largest, token, a, row);
+  const VocabularyScan scan = values == p.z ? p.scan : scan_logits(simd, y, a.vocab, 1.0f, nullptr);
+  if (scan.ok) write_logprobs(simd, params, values, scan.largest, token, a, row);
 }
 
 }  // namespace
