@@ -1,10 +1,12 @@
 // Rows gemm_fp8. With ISOBIT_GEMM_SWEEP set, every tile and cluster that fits is timed and printed to stderr.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "gpu_bench.h"
@@ -73,11 +75,11 @@ class GemmFp8Bench {
         const int tile_m = gemm_fp8_tile_m(shape, i, cluster);
         if (!gemm_fp8_fits(shape, i, cluster, tile_m)) continue;
         for (const int shared : {225, 110}) {
-          GemmFp8Plan p = gemm_fp8_plan_for(shape, i, cluster, tile_m, kSmCount, shared << 10);
-          if (p.estimated_us > 1.6 * chosen.estimated_us + 2 || (shared == 110 && (p.stages < 3 || m_ > 64))) continue;
-          for (const bool turns : {false, true}) {
-            if (turns && p.tile().warpgroups == 1) continue;
-            p.turns = turns;
+          for (const bool staged : {false, true}) {
+            if (staged && !cuda::gemm_fp8_can_stage(i, tile_m)) continue;
+            const GemmFp8Plan p = gemm_fp8_plan_for(shape, i, cluster, tile_m, kSmCount, shared << 10, staged);
+            if (p.estimated_us > 2 * chosen.estimated_us + 2 || (shared == 110 && (p.stages < 3 || m_ > 64))) continue;
+            if (m_ >= 1024) std::this_thread::sleep_for(std::chrono::milliseconds(150));  // or the clocks fall
             print(name, p, run(&p), "");
           }
         }
@@ -87,9 +89,9 @@ class GemmFp8Bench {
 
  private:
   static void print(const char* name, const GemmFp8Plan& p, double us, const char* remark) {
-    std::fprintf(stderr, "%s %dx%d m%d c%d st%d n%d%s: %.2f (%.1f)%s\n", name, p.tile().warpgroups * 64,
-                 p.tile().tile_n, p.tile_m, p.cluster_m, p.stages, p.ctas, p.turns ? " turns" : "", us, p.estimated_us,
-                 remark);
+    std::fprintf(stderr, "%s %d %dx%d m%d c%d st%d n%d%s: %.2f (%.1f)%s\n", name, p.tile_index,
+                 p.tile().warpgroups * 64, p.tile().tile_n, p.tile_m, p.cluster_m, p.stages, p.ctas,
+                 p.staged ? " staged" : "", us, p.estimated_us, remark);
   }
   static std::unique_ptr<DeviceBuffer> filled(const std::vector<uint8_t>& values, size_t bytes) {
     auto buffer = std::make_unique<DeviceBuffer>(bytes);

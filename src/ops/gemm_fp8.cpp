@@ -55,7 +55,7 @@ void QuantizeFp8Args::check() const {
           eps);
   if (count == 0) return;
   check_scale_stride("quantize_fp8", "scale_stride", scale_stride, count);
-  check_pointer("quantize_fp8", "x", x, dtype_info(x_type).block_bytes);
+  check_pointer("quantize_fp8", "x", x, 16);
   check_pointer("quantize_fp8", "out", out, 16);
   check_pointer("quantize_fp8", "scale", scale, 4);
 }

@@ -113,7 +113,7 @@ TEST(GemmFp8Cpu, EqualsTheRule) {
 TEST(GemmFp8Cpu, ArgumentsAreChecked) {
   alignas(16) uint8_t x[128] = {};
   alignas(16) float scale[4] = {};
-  uint16_t out[4];
+  alignas(16) uint16_t out[4];
   const GemmFp8Args good{x, scale, 1, 4, x, scale, 1, 100, DType::kBF16, out};
   EXPECT_NO_THROW(good.check());
   GemmFp8Args bad = good;

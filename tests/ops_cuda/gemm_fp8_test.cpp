@@ -228,13 +228,16 @@ TEST(GpuGemmFp8, EveryTileGivesTheSameBits) {
         for (const int tile_m : {most, most / 2 / 8 * 8}) {
           if (!cuda::gemm_fp8_fits(shape, i, cluster, tile_m)) continue;
           for (const int sms : {kSmCount, 8}) {  // few CTAs: each walks many tiles
-            cuda::GemmFp8Plan plan = gemm_fp8_plan_for(shape, i, cluster, tile_m, sms, (sms == 8 ? 110 : 225) * 1024);
-            plan.turns = plan.tile().warpgroups == 2 && tile_m == most;
-            const cuda::GemmFp8Tile& t = plan.tile();
-            ASSERT_EQ(f.run(&plan) == reference, true)
-                << fmt::format("tile {}x{} of {} rows, cluster {} on {} SMs, {} stages", t.warpgroups * 64, t.tile_n,
-                               tile_m, cluster, sms, plan.stages);
-            plans++;
+            for (const bool staged : {false, true}) {
+              if (staged && !cuda::gemm_fp8_can_stage(i, tile_m)) continue;
+              const int shared = (sms == 8 && !staged ? 110 : 225) * 1024;
+              const cuda::GemmFp8Plan plan = gemm_fp8_plan_for(shape, i, cluster, tile_m, sms, shared, staged);
+              const cuda::GemmFp8Tile& t = plan.tile();
+              ASSERT_EQ(f.run(&plan) == reference, true)
+                  << fmt::format("tile {}x{} of {} rows, cluster {} on {} SMs, {} stages, staged {}", t.warpgroups * 64,
+                                 t.tile_n, tile_m, cluster, sms, plan.stages, staged);
+              plans++;
+            }
           }
         }
       }

@@ -33,6 +33,18 @@ CUtensorMap scales_map(const GemmFp8Args& a, int box_rows, int box_blocks) {
   return tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, a.x_scale, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
+// Boxes of a warpgroup's 64 rows × 64 columns of 16 bits.
+CUtensorMap out_map(const GemmFp8Args& a) {
+  MatrixMap m;
+  m.base = a.out;
+  m.rows = a.m;
+  m.columns = a.n;
+  m.row_bytes = a.n * 2;
+  m.box_rows = 64;
+  m.box_columns = 64;
+  return matrix_map(m);
+}
+
 }  // namespace
 
 void launch_gemm_fp8_planned(const GemmFp8Args& a, const GemmFp8Plan& plan, const KernelContext& context) {
@@ -50,7 +62,6 @@ void launch_gemm_fp8_planned(const GemmFp8Args& a, const GemmFp8Plan& plan, cons
   p.cluster_m = plan.cluster_m;
   p.stages = plan.stages;
   p.tile_m = plan.tile_m;
-  p.turns = plan.turns;
   p.out_type = a.out_type == DType::kBF16  ? GemmFp8Out::kBF16
                : a.out_type == DType::kF16 ? GemmFp8Out::kF16
                                            : GemmFp8Out::kF32;
@@ -60,7 +71,9 @@ void launch_gemm_fp8_planned(const GemmFp8Args& a, const GemmFp8Plan& plan, cons
   p.wide = a.n * element % 16 == 0 && out % 16 == 0;
   p.w_scale = a.w_scale;
   p.out = a.out;
-  GemmFp8Maps maps;
+  p.staged = plan.staged && p.wide && element == 2;
+  GemmFp8Maps maps = {};
+  if (p.staged) maps.out = out_map(a);
   maps.x = blocks_map(a.x, a.m, row_bytes, plan.tile_m, tile.slices);
   const int share = tile.tile_n / plan.cluster_m;
   maps.w = tile.permuted ? permuted_map(a.w, a.n, row_bytes, share)

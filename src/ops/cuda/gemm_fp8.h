@@ -13,7 +13,7 @@ void launch_gemm_fp8(const GemmFp8Args& args, const KernelContext& context);
 void launch_gemm_fp8_planned(const GemmFp8Args& args, const GemmFp8Plan& plan, const KernelContext& context);
 
 struct GemmFp8Maps {
-  CUtensorMap x, w, scale;
+  CUtensorMap x, w, scale, out;
 };
 // The compiled kernels, in files of a few each so that they compile side by side.
 void launch_gemm_fp8_few(const GemmFp8Plan& plan, const GemmFp8Maps& maps, const GemmFp8Params& params,

@@ -11,6 +11,9 @@
 // does it), so that a thread's accumulators 4q + i of four q are eight neighbouring columns.
 #include <cuda.h>
 
+#include <numeric>
+#include <type_traits>
+
 #include "ops/cuda/device_math.h"
 #include "ops/cuda/gemm_fp8_params.h"
 #include "ops/cuda/gemm_fp8_plan.h"
@@ -43,9 +46,9 @@ struct TileWalk {
 // Columns of a tile that surely share a scale of w: boundaries between blocks of 128 fall between units.
 template <GemmFp8Tile kTile>
 constexpr int kUnit = kTile.permuted ? 32 : 8;
-// Blocks of w's scales that a part of a tile can touch.
+// Blocks of w's scales that a part of a tile can touch: it begins at a multiple of its width.
 template <GemmFp8Tile kTile>
-constexpr int kScaleBlocks = 128 % kTile.part_n() == 0 ? 1 : 2;
+constexpr int kScaleBlocks = (128 - std::gcd(kTile.part_n(), 128) + kTile.part_n() + 127) / 128;
 
 // w's scales of one part's blocks. Lane l of a warp holds those of block 32c + l of K for the current chunk c of 32
 // and, asked for early, the next.
@@ -157,6 +160,52 @@ __device__ inline void store_tile(const float (&acc)[kTile.tile_n / 2], const Ge
   }
 }
 
+// The tile's 16-bit outputs by way of shared memory and the copy engine, so that the next tile's multiplications need
+// not wait for them to leave. Every thread of a warpgroup calls; the tile has all its rows.
+template <GemmFp8Tile kTile>
+__device__ inline void stage_tile(const float (&acc)[kTile.tile_n / 2], const GemmFp8Params& p, const CUtensorMap* map,
+                                  uint8_t* staging, int first_row, int column) {
+  using namespace hopper;
+  const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32, quad_lane = lane % 4;
+  const uint32_t barrier = 3 + threadIdx.x / 128;
+  const bool half = p.out_type == GemmFp8Out::kF16;
+  if (thread == 0) tma_store_wait_read<0>();  // the tile before has left
+  named_barrier_sync(barrier, 128);
+  const bool odd = (lane / 4) % 2 != 0;  // odd rows write the other half of the 128 bytes first: no bank conflicts
+#pragma unroll
+  for (int b = 0; b < kTile.tile_n / 64; b++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      uint32_t v[2][4];
+#pragma unroll
+      for (int g = 0; g < 2; g++) {
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+          const int i = 4 * (4 * (2 * b + g) + q) + 2 * h;
+          v[g][q] = pack(half, acc[i], acc[i + 1]);
+        }
+      }
+      const int row = thread / 32 * 16 + lane / 4 + 8 * h;
+      uint8_t* to = staging + b * 8192 + row * 128;
+      const int first = (odd ? 4 : 0) + quad_lane;
+      *reinterpret_cast<uint4*>(to + ((first ^ (row % 8)) * 16)) = make_uint4(
+          odd ? v[1][0] : v[0][0], odd ? v[1][1] : v[0][1], odd ? v[1][2] : v[0][2], odd ? v[1][3] : v[0][3]);
+      *reinterpret_cast<uint4*>(to + (((first ^ 4) ^ (row % 8)) * 16)) = make_uint4(
+          odd ? v[0][0] : v[1][0], odd ? v[0][1] : v[1][1], odd ? v[0][2] : v[1][2], odd ? v[0][3] : v[1][3]);
+    }
+  }
+  fence_async_proxy();
+  named_barrier_sync(barrier, 128);
+  const int row = first_row + static_cast<int>(threadIdx.x) / 128 * 64;
+  if (thread == 0 && row < p.m) {
+#pragma unroll
+    for (int b = 0; b < kTile.tile_n / 64; b++) {
+      if (column + 64 * b < p.columns) tma_store_2d(map, staging + b * 8192, column + 64 * b, row);
+    }
+    tma_store_commit();
+  }
+}
+
 // Where a thread stands in a ring.
 struct RingPosition {
   int slot = 0;
@@ -172,14 +221,16 @@ struct RingPosition {
 template <int kIndex>
 __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
     gemm_fp8_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
-                    const __grid_constant__ CUtensorMap scale_map, const __grid_constant__ GemmFp8Params p) {
+                    const __grid_constant__ CUtensorMap scale_map, const __grid_constant__ CUtensorMap out_map,
+                    const __grid_constant__ GemmFp8Params p) {
   using namespace hopper;
   using namespace gemm_fp8_detail;
   constexpr GemmFp8Tile kTile = kGemmFp8Tiles[kIndex];
   constexpr int kWarpgroups = kTile.warpgroups, kN = kTile.part_n(), kSteps = kTile.steps(), kGroup = kTile.group;
+  constexpr int kScaleSpan = kScaleBlocks<kTile>;
   constexpr int kTemps = kTile.temps, kSlices = kTile.slices;
-  static_assert(kTemps == 1 || (kTemps == 2 && kSteps % 2 == 0), "a step's set of p is known at compile time");
-  static_assert(32 % kSlices == 0 && kSlices % kGroup == 0);
+  static_assert((kTemps == 1 || kTemps == 2) && kScaleSpan <= 2);
+  static_assert(32 % (kSlices * kTile.unroll) == 0 && kSlices % kGroup == 0);  // w's scales come for 32 blocks at once
   extern __shared__ uint8_t shared_raw[];
   __shared__ uint64_t barriers[2 * kGemmFp8MaxStages];
   constexpr uint32_t kWSlice = kTile.tile_n * kBlockRow, kWStage = kSlices * kWSlice;
@@ -198,6 +249,11 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
   const int clusters = static_cast<int>(gridDim.x) / p.cluster_m;
   const TileWalk walk{p};
 
+  if (lane == 0 && warp == kWarpgroups * 4) prefetch_tensor_map(&w_map);
+  if (lane == 0 && warp == kWarpgroups * 4 + 1) {
+    prefetch_tensor_map(&x_map);
+    prefetch_tensor_map(&scale_map);
+  }
   if (thread == 0) {
     for (int s = 0; s < p.stages; s++) {
       mbarrier_init(&barriers[s], 2);  // w's bytes, and those of x and its scales
@@ -286,6 +342,9 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
       }
     }
     WeightScales<kTile> w_scales;
+    // Behind the scales, each warpgroup's outputs: 64 columns of 64 rows after each other, in swizzled rows.
+    const uint32_t staging_at = (scale_ring + static_cast<uint32_t>(p.stages) * scale_stage + 1023) & ~1023u;
+    uint8_t* staging = shared_raw + (staging_at - shared_address(shared_raw)) + warpgroup * (64 * kTile.tile_n * 2);
 
     // A stage is free once every warp that reads it says so to every CTA that fills it.
     const auto release = [&](int slot) {
@@ -295,13 +354,13 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
         mbarrier_arrive(empty + 8 * slot);
       }
     };
-    // Step i of a stage: part i % parts of the slices from i / parts · group on.
-    const auto issue = [&](int i, int slot) {
+    // Step i of a stage: part i % parts of the slices from i / parts · group on. t: which set of p takes it.
+    const auto issue = [&](int t, int i, int slot) {
       const int slice = i / kTile.parts * kGroup, part = i % kTile.parts;
       const uint64_t a = a0 + static_cast<uint32_t>(slot) * (x_stage >> 4) + slice * (x_slice >> 4);
       const uint64_t b =
           b0 + static_cast<uint32_t>(slot) * (kWStage >> 4) + slice * (kWSlice >> 4) + part * (kN * kBlockRow >> 4);
-      auto& to = temp[i % kTemps];
+      auto& to = temp[t];
 #pragma unroll
       for (int g = 0; g < kGroup; g++) pin_registers(to[g]);
       wgmma_fence();
@@ -328,7 +387,7 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
       }
       return s;
     };
-    const auto fold = [&](int i, int stage, int column, const Scales& s) {
+    const auto fold = [&](int t, int i, int stage, int column, const Scales& s) {
       constexpr int kUnits = kUnit<kTile>;
       const int part = i % kTile.parts;
 #pragma unroll
@@ -337,23 +396,25 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
         // A block past K has p = +0, and N16 folds none: a scale of -0 makes the fold the identity, without a branch
         // (which would make the compiler wait for the multiplications in flight).
         const bool past = kSlices > 1 && k_block >= p.k_blocks;
-        float scale[kScaleBlocks<kTile>][2];
+        float scale[kScaleSpan][2];
 #pragma unroll
-        for (int b = 0; b < kScaleBlocks<kTile>; b++) {
+        for (int b = 0; b < kScaleSpan; b++) {
           const float w = w_scales.at(part, b, k_block);
           scale[b][0] = past ? -0.0f : numerics::fmul(s.x[g][0], w);
           scale[b][1] = past ? -0.0f : numerics::fmul(s.x[g][1], w);
         }
         // The first unit of the tile that the second block's scale is for.
         const int second = (128 * (WeightScales<kTile>::first_block(column, part) + 1) - column) / kUnits;
-        const auto& from = temp[i % kTemps][g];
+        const auto& from = temp[t][g];
 #pragma unroll
         for (int q = 0; q < kN / 8; q++) {
           const int tile_q = part * (kN / 8) + q;
-          const bool later = kScaleBlocks<kTile> > 1 && tile_q * 8 / kUnits >= second;
+          const int unit = tile_q * 8 / kUnits;
+          const bool later = kScaleSpan > 1 && unit >= second;
 #pragma unroll
           for (int h = 0; h < 2; h++) {
-            const float w = later ? scale[kScaleBlocks<kTile> - 1][h] : scale[0][h];
+            float w = scale[0][h];
+            if constexpr (kScaleSpan > 1) w = later ? scale[1][h] : w;
             float& a = acc[4 * tile_q + 2 * h];
             float& b = acc[4 * tile_q + 2 * h + 1];
             a = numerics::ffma(from[4 * q + 2 * h], w, a);
@@ -362,9 +423,9 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
         }
       }
     };
-    const auto pin_temp = [&](int i) {
+    const auto pin_temp = [&](int t) {
 #pragma unroll
-      for (int g = 0; g < kGroup; g++) pin_registers(temp[i % kTemps][g]);
+      for (int g = 0; g < kGroup; g++) pin_registers(temp[t][g]);
     };
 
     const auto column_of = [&](int tile) {
@@ -372,11 +433,8 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
       walk.at(tile, mc, nt);
       return nt * kTile.tile_n;
     };
-    wait_for_predecessors();  // before the first write
-    const bool turns = kWarpgroups == 2 && p.turns;
-    const uint32_t own_turn = 1 + static_cast<uint32_t>(warpgroup), other_turn = 2 - static_cast<uint32_t>(warpgroup);
-    if (turns && warpgroup == 1) named_barrier_arrive(other_turn, 256);  // the first turn is warpgroup 0's
     if (first_tile < walk.count()) w_scales.ask(p, column_of(first_tile), 0, lane);
+    wait_for_predecessors();  // before the first write
     RingPosition at;
     for (int tile = first_tile; tile < walk.count(); tile += clusters) {
       int mc, nt;
@@ -402,43 +460,63 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
           mbarrier_wait(full + 8 * at.slot, at.phase);
 #pragma unroll
           for (int i = 0; i < kSteps; i++) {
-            if (turns) named_barrier_sync(own_turn, 256);
-            issue(i, at.slot);
-            if (turns) named_barrier_arrive(other_turn, 256);
+            issue(0, i, at.slot);
             const Scales s = load_scales(i, at.slot);
             wgmma_wait<0>();
-            pin_temp(i);
+            pin_temp(0);
             if (i + 1 == kSteps) release(at.slot);
-            fold(i, stage, column, s);
+            fold(0, i, stage, column, s);
           }
           at.step(p.stages);
         }
       } else {
-        for (int stage = 0; stage < p.k_stages; stage++) {
+        // Some stages at once: each step is folded while the one after it is multiplied. (Over a loop's edge the
+        // compiler would wait for multiplications in flight.)
+        const auto run_stages = [&](int stage, auto count) {
+          constexpr int kStages = decltype(count)::value, kAll = kStages * kSteps;
           next_scales(stage);
+          RingPosition at_stage[kStages];
+          at_stage[0] = at;
+#pragma unroll
+          for (int u = 1; u < kStages; u++) {
+            at_stage[u] = at_stage[u - 1];
+            at_stage[u].step(p.stages);
+          }
           mbarrier_wait(full + 8 * at.slot, at.phase);
-          issue(0, at.slot);
-          Scales s[kSteps];
+          issue(0, 0, at.slot);
 #pragma unroll
-          for (int i = 0; i < kSteps; i++) s[i] = load_scales(i, at.slot);
-#pragma unroll
-          for (int i = 0; i < kSteps; i++) {  // each step is folded while the one after it is multiplied
-            if (i + 1 < kSteps) {
-              issue(i + 1, at.slot);
+          for (int t = 0; t < kAll; t++) {
+            const int u = t / kSteps, i = t % kSteps, after = (t + 1) / kSteps;
+            const Scales s = load_scales(i, at_stage[u].slot);
+            if (t + 1 < kAll) {
+              if ((t + 1) % kSteps == 0) mbarrier_wait(full + 8 * at_stage[after].slot, at_stage[after].phase);
+              issue((t + 1) % 2, (t + 1) % kSteps, at_stage[after].slot);
               wgmma_wait<1>();
             } else {
               wgmma_wait<0>();
             }
-            pin_temp(i);
-            if (i + 1 == kSteps) release(at.slot);
-            fold(i, stage, column, s[i]);
+            pin_temp(t % 2);
+            if (i + 1 == kSteps) release(at_stage[u].slot);
+            fold(t % 2, i, stage + u, column, s);
           }
+          at = at_stage[kStages - 1];
           at.step(p.stages);
+        };
+        int stage = 0;
+        for (; stage + kTile.unroll <= p.k_stages; stage += kTile.unroll) {
+          run_stages(stage, std::integral_constant<int, kTile.unroll>());
+        }
+        for (; stage < p.k_stages; stage++) run_stages(stage, std::integral_constant<int, 1>());
+      }
+      if constexpr (kWarpgroups == 2 && kTile.permuted) {
+        if (p.staged) {
+          stage_tile<kTile>(acc, p, &out_map, staging, (mc * p.cluster_m + rank) * p.tile_m, column);
+          continue;
         }
       }
       store_tile<kTile>(acc, p, (mc * p.cluster_m + rank) * p.tile_m, row, column);
     }
-    if (turns && warpgroup == 0) named_barrier_sync(own_turn, 256);  // takes the turn that was left for it
+    if (p.staged) tma_store_wait<0>();
   }
   // No CTA leaves while another may still write into its shared memory or signal its barriers.
   if (p.cluster_m > 1) cluster_sync();

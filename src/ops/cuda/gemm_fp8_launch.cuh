@@ -16,7 +16,7 @@ void launch_gemm_fp8_tile(const GemmFp8Plan& plan, const GemmFp8Maps& maps, cons
   shape.block = dim3(static_cast<unsigned>(kGemmFp8Tiles[kIndex].threads()));
   shape.cluster = dim3(static_cast<unsigned>(plan.cluster_m));
   shape.shared_bytes = static_cast<size_t>(plan.shared_bytes);
-  launch("gemm_fp8", kernel, shape, stream, maps.x, maps.w, maps.scale, params);
+  launch("gemm_fp8", kernel, shape, stream, maps.x, maps.w, maps.scale, maps.out, params);
 }
 
 }  // namespace isobit::cuda

@@ -13,7 +13,7 @@ struct GemmFp8Params {
   int group_m = 1;
   int cluster_m = 1;
   int stages = 0, tile_m = 0;
-  bool turns = false;
+  bool staged = false;
   GemmFp8Out out_type = GemmFp8Out::kBF16;
   bool even = false, wide = false;  // rows of out stand at whole pairs, and at whole 16 bytes
   const float* w_scale = nullptr;   // [n_blocks, k_blocks]

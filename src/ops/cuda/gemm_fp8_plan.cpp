@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kBlockBytes = 128;          // a row of one block of K
 constexpr int kSharedWhole = 225 * 1024;  // of 227 KB; the rest holds barriers
-constexpr int kShared[] = {kSharedWhole, 110 * 1024};
+constexpr int kSharedHalf = 110 * 1024;
 // Measured on an H200, or read from its data sheet where marked.
 constexpr double kClockGhz = 1.6;
 constexpr double kDramBytesPerUs = 4.2e6;
@@ -58,19 +58,25 @@ bool gemm_fp8_fits(const GemmFp8Shape& s, int tile_index, int cluster_m, int til
   return cluster_m <= ceil_div(s.m, tile_m);
 }
 
+bool gemm_fp8_can_stage(int tile_index, int tile_m) {
+  const GemmFp8Tile& t = kGemmFp8Tiles[tile_index];
+  return t.warpgroups == 2 && t.permuted && tile_m == 128;
+}
+
 GemmFp8Plan gemm_fp8_plan_for(const GemmFp8Shape& s, int tile_index, int cluster_m, int tile_m, int sm_count,
-                              int shared_limit) {
+                              int shared_limit, bool staged) {
   GemmFp8Plan p;
   p.tile_index = tile_index;
   p.cluster_m = cluster_m;
   p.tile_m = tile_m;
+  p.staged = staged;
   const GemmFp8Tile& t = p.tile();
   p.m_tiles = static_cast<int>(ceil_div(s.m, tile_m));
   p.n_tiles = static_cast<int>(ceil_div(s.n, t.tile_n));
   const int stage_bytes = gemm_fp8_stage_bytes(t, tile_m);
   // To align the ring, and for what is read behind it: the tensor cores take 64 rows a warpgroup, whatever the tile has
   // (behind x's slots stand w's, behind the scales this).
-  constexpr int spare = 1024 + 512;
+  const int spare = 1024 + 512 + (staged ? tile_m * t.tile_n * 2 : 0);
   p.stages = std::clamp((shared_limit - spare) / stage_bytes, 2, kGemmFp8MaxStages);
   const int64_t clusters = std::max(1, sm_count / cluster_m);
   if (p.cluster_tiles() <= clusters) {  // nothing to run ahead to
@@ -85,14 +91,46 @@ GemmFp8Plan gemm_fp8_plan_for(const GemmFp8Shape& s, int tile_index, int cluster
   return p;
 }
 
+namespace {
+
+// One row of tiles: w's bytes bound the time, so the CTA with the most rows of w should have few. A wider tile has
+// fewer ends and chains, and is worth some more rows where K is short (measured).
+GemmFp8Plan plan_for_few_rows(const GemmFp8Shape& s, int sm_count) {
+  const auto busiest = [&](int i) {
+    const int64_t tile_n = kGemmFp8Tiles[i].tile_n;
+    return ceil_div(ceil_div(s.n, tile_n), sm_count) * tile_n;
+  };
+  const auto usable = [](int i) { return kGemmFp8Tiles[i].warpgroups == 1; };
+  int64_t fewest = INT64_MAX;
+  for (int i = 0; i < kGemmFp8TileCount; i++) {
+    if (usable(i)) fewest = std::min(fewest, busiest(i));
+  }
+  const int64_t allowance = s.k <= 4096 ? 15 : 5;  // per cent
+  int best = -1;
+  for (int i = 0; i < kGemmFp8TileCount; i++) {
+    if (!usable(i) || busiest(i) * 100 > fewest * (100 + allowance)) continue;
+    if (best < 0 || kGemmFp8Tiles[i].tile_n > kGemmFp8Tiles[best].tile_n) best = i;
+  }
+  // Where half the shared memory holds most of what a CTA reads, the next kernel's CTAs begin to fetch in the rest.
+  const int tile_m = gemm_fp8_tile_m(s, best, 1);
+  const bool half = busiest(best) * s.k <= 140 * 1024 &&
+                    (kSharedHalf - 1536) / gemm_fp8_stage_bytes(kGemmFp8Tiles[best], tile_m) >= 4;
+  return gemm_fp8_plan_for(s, best, 1, tile_m, sm_count, half ? kSharedHalf : kSharedWhole);
+}
+
+}  // namespace
+
 GemmFp8Plan gemm_fp8_plan(const GemmFp8Shape& s, int sm_count) {
+  if (s.m <= 64) return plan_for_few_rows(s, sm_count);
   GemmFp8Plan best;
   for (int i = 0; i < kGemmFp8TileCount; i++) {
     for (const int cluster_m : {1, 2}) {
       const int tile_m = gemm_fp8_tile_m(s, i, cluster_m);
       if (!gemm_fp8_fits(s, i, cluster_m, tile_m)) continue;
-      const bool few = s.m <= 64;
-      const GemmFp8Plan p = gemm_fp8_plan_for(s, i, cluster_m, tile_m, sm_count, kShared[few ? 1 : 0]);
+      // Staging takes the place of a stage of the ring, which is worth more where K is long (measured: 4096×7168 at M
+      // 4096 187 µs without, 200 with; 32768×512 175 and 157).
+      const bool staged = s.k <= 1024 && gemm_fp8_can_stage(i, tile_m);
+      const GemmFp8Plan p = gemm_fp8_plan_for(s, i, cluster_m, tile_m, sm_count, kSharedWhole, staged);
       if (best.stages == 0 || p.estimated_us < best.estimated_us) best = p;
     }
   }

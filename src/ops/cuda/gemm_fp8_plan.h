@@ -15,6 +15,7 @@ struct GemmFp8Tile {
   int slices = 1;
   int group = 1;
   int temps = 1;          // sets of accumulators of single blocks
+  int unroll = 1;         // stages whose multiplications and folds overlap
   bool permuted = false;  // w's rows stand in shared memory so that a thread's outputs are eight neighbours
 
   auto operator<=>(const GemmFp8Tile&) const = default;
@@ -24,17 +25,17 @@ struct GemmFp8Tile {
 };
 
 constexpr GemmFp8Tile kGemmFp8Tiles[] = {
-    {1, 16, 1, 4, 2, 2, false}, {1, 32, 1, 2, 1, 2, false},  {1, 48, 1, 2, 1, 2, false},
-    {1, 56, 1, 2, 1, 2, false}, {1, 64, 1, 2, 1, 2, false},  {1, 128, 1, 1, 1, 1, true},
-    {2, 128, 1, 1, 1, 1, true}, {2, 176, 2, 1, 1, 1, false}, {2, 256, 2, 1, 1, 1, true}};
+    {1, 16, 1, 4, 2, 2, 2, false}, {1, 32, 1, 2, 2, 2, 4, false}, {1, 48, 1, 2, 2, 2, 2, false},
+    {1, 56, 1, 2, 1, 2, 2, false}, {1, 64, 1, 2, 1, 2, 2, false}, {1, 128, 2, 1, 1, 2, 4, true},
+    {1, 192, 3, 1, 1, 2, 2, true}, {2, 192, 1, 1, 1, 1, 1, true}, {2, 256, 2, 1, 1, 1, 1, true}};
 constexpr int kGemmFp8TileCount = static_cast<int>(sizeof(kGemmFp8Tiles) / sizeof(kGemmFp8Tiles[0]));
 constexpr int kGemmFp8MaxStages = 16;
 
 struct GemmFp8Plan {
-  int tile_index = 0;  // in kGemmFp8Tiles
-  int tile_m = 0;      // rows of x a CTA loads and stores: a multiple of 8, at most 64 · warpgroups
-  int cluster_m = 1;   // CTAs along M that share w's tile
-  bool turns = false;  // two warpgroups take turns at the tensor cores
+  int tile_index = 0;   // in kGemmFp8Tiles
+  int tile_m = 0;       // rows of x a CTA loads and stores: a multiple of 8, at most 64 · warpgroups
+  int cluster_m = 1;    // CTAs along M that share w's tile
+  bool staged = false;  // outputs leave through shared memory, while the next tile is computed
   int stages = 0;
   int m_tiles = 0, n_tiles = 0;  // in CTAs, not rounded to clusters
   int group_m = 1;               // clusters along M that walk w together, so that the L2 holds what they share
@@ -56,9 +57,12 @@ struct GemmFp8Shape {
 int gemm_fp8_stage_bytes(const GemmFp8Tile& tile, int tile_m);
 // True where this tile, cluster and number of rows can serve the shape.
 bool gemm_fp8_fits(const GemmFp8Shape& shape, int tile_index, int cluster_m, int tile_m);
-// The plan for a given tile; gemm_fp8_fits must hold. shared_limit: bytes of shared memory it may take.
+// True where the outputs of such a tile can leave through shared memory (if they are of 16 bits and stand at 16 bytes).
+bool gemm_fp8_can_stage(int tile_index, int tile_m);
+// The plan for a given tile; gemm_fp8_fits must hold, for `staged` gemm_fp8_can_stage too. shared_limit: bytes of
+// shared memory it may take.
 GemmFp8Plan gemm_fp8_plan_for(const GemmFp8Shape& shape, int tile_index, int cluster_m, int tile_m, int sm_count,
-                              int shared_limit);
+                              int shared_limit, bool staged = false);
 // The most rows that tile and cluster can take of this shape's.
 int gemm_fp8_tile_m(const GemmFp8Shape& shape, int tile_index, int cluster_m);
 // The fastest by estimate.

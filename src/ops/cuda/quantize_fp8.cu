@@ -1,0 +1,190 @@
+// Quantisation of activations to e4m3 (rule N18), alone and behind SwiGLU or RMSNorm: one pass over memory, the bytes
+// of the rounding operator followed by plain quantisation. Bytes an element: 2 read (plain; 4 or 8 behind SwiGLU, 4
+// behind RMSNorm), 1 written; an IEEE division an element, about 10 instructions, stays under that.
+//
+// A warp has a block of 128 values, four neighbours a lane, so the largest magnitude is five shuffles away. Plain and
+// SwiGLU: a warp takes kBlocks blocks of a row, a CTA eight rows, whose scales are neighbours. RMSNorm: a CTA a row;
+// warp w has block 8v + w of every 1024 values, which are the sum's lanes 128w to 128w + 127 (rule N8).
+#include "numerics/norm.h"
+#include "numerics/quantize.h"
+#include "ops/cuda/device_math.h"
+#include "ops/cuda/gemm_fp8.h"
+#include "ops/cuda/hopper/pdl.h"
+#include "ops/cuda/launch.h"
+
+namespace isobit::cuda {
+namespace {
+
+using numerics::fadd;
+using numerics::ffma;
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kBlocks = 4;  // of a row that a warp has in flight
+
+struct QuantizeParams {
+  const void* x;
+  DType x_type;
+  int64_t count, n;
+  const float* weight;
+  float eps;
+  bool round_half;  // to f16, else bf16
+  uint8_t* out;
+  float* scale;
+  int64_t row_bytes, scale_stride;
+};
+
+__device__ float widen(uint32_t bits, DType type) {
+  return type == DType::kBF16 ? numerics::bf16_to_f32(static_cast<uint16_t>(bits))
+                              : numerics::f16_to_f32(static_cast<uint16_t>(bits));
+}
+
+// Values at, …, at + 3 of a row of n that begins at `row` (in elements); zeros past its end.
+__device__ float4 load_four(const QuantizeParams& p, int64_t row, int64_t at) {
+  if (p.x_type == DType::kF32) {
+    const float* x = static_cast<const float*>(p.x) + row + at;
+    if (p.n % 4 == 0) return at < p.n ? *reinterpret_cast<const float4*>(x) : make_float4(0, 0, 0, 0);
+    return make_float4(at < p.n ? x[0] : 0.0f, at + 1 < p.n ? x[1] : 0.0f, at + 2 < p.n ? x[2] : 0.0f,
+                       at + 3 < p.n ? x[3] : 0.0f);
+  }
+  const uint16_t* x = static_cast<const uint16_t*>(p.x) + row + at;
+  uint2 v = make_uint2(0, 0);
+  if (p.n % 4 == 0) {
+    if (at < p.n) v = *reinterpret_cast<const uint2*>(x);
+  } else {
+    if (at < p.n) v.x = x[0];
+    if (at + 1 < p.n) v.x |= static_cast<uint32_t>(x[1]) << 16;
+    if (at + 2 < p.n) v.y = x[2];
+    if (at + 3 < p.n) v.y |= static_cast<uint32_t>(x[3]) << 16;
+  }
+  return make_float4(widen(v.x & 0xffff, p.x_type), widen(v.x >> 16, p.x_type), widen(v.y & 0xffff, p.x_type),
+                     widen(v.y >> 16, p.x_type));
+}
+
+__device__ float round_once(float v, bool half) {
+  return half ? numerics::f16_to_f32(static_cast<uint16_t>(pack_f16(v, v)))
+              : numerics::bf16_to_f32(static_cast<uint16_t>(pack_bf16(v, v)));
+}
+
+// Two values to e4m3, the first in the low byte: round to nearest even, saturate at ±448, NaN to 0x7f (rule N2).
+__device__ uint32_t pack_e4m3(float low, float high) {
+  uint16_t r;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+  return r;
+}
+
+// One block of a row, four values a lane; a lane whose values lie past n has zeros. The whole warp calls.
+__device__ void quantize_block(const QuantizeParams& p, int64_t row, int64_t block, const float4& v) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float amax = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+#pragma unroll
+  for (int h = 1; h < 32; h *= 2) amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, h));
+  const float scale = numerics::e4m3_scale(amax);
+  using numerics::fdiv;
+  const uint32_t packed = pack_e4m3(fdiv(v.x, scale), fdiv(v.y, scale)) | pack_e4m3(fdiv(v.z, scale), fdiv(v.w, scale))
+                                                                              << 16;
+  *reinterpret_cast<uint32_t*>(p.out + row * p.row_bytes + block * kFp8Block + lane * 4) = packed;
+  if (lane == 0) p.scale[block * p.scale_stride + row] = scale;
+}
+
+template <bool kGated>
+__global__ __launch_bounds__(kThreads) void quantize_fp8_kernel(QuantizeParams p) {
+  hopper::launch_dependents();
+  hopper::wait_for_predecessors();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t id = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  const int64_t row = id % p.count, first = id / p.count * kBlocks, blocks = p.row_bytes / kFp8Block;
+  if (first >= blocks) return;
+  float4 v[kBlocks], up[kGated ? kBlocks : 1];
+  const int64_t begin = row * p.n * (kGated ? 2 : 1);
+#pragma unroll
+  for (int b = 0; b < kBlocks; b++) {
+    const int64_t at = (first + b) * kFp8Block + lane * 4;
+    v[b] = load_four(p, begin, at);
+    if constexpr (kGated) up[b] = load_four(p, begin + p.n, at);
+  }
+#pragma unroll
+  for (int b = 0; b < kBlocks; b++) {
+    if (first + b >= blocks) continue;
+    if constexpr (kGated) {
+      using numerics::fmul;
+      v[b] = make_float4(
+          round_once(fmul(silu(v[b].x), up[b].x), p.round_half), round_once(fmul(silu(v[b].y), up[b].y), p.round_half),
+          round_once(fmul(silu(v[b].z), up[b].z), p.round_half), round_once(fmul(silu(v[b].w), up[b].w), p.round_half));
+    }
+    quantize_block(p, row, first + b, v[b]);
+  }
+}
+
+__device__ void accumulate(float4& lanes, const float4& x) {
+  lanes.x = ffma(x.x, x.x, lanes.x);
+  lanes.y = ffma(x.y, x.y, lanes.y);
+  lanes.z = ffma(x.z, x.z, lanes.z);
+  lanes.w = ffma(x.w, x.w, lanes.w);
+}
+
+// Rule N8's tree: two levels in a thread, five in a warp, three between the warps.
+__device__ float tree(const float4& lanes) {
+  __shared__ float warps[kWarps];
+  float a = fadd(fadd(lanes.x, lanes.y), fadd(lanes.z, lanes.w));
+#pragma unroll
+  for (int h = 1; h < 32; h *= 2) a = fadd(a, __shfl_xor_sync(0xffffffff, a, h));
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = a;
+  __syncthreads();
+  return fadd(fadd(fadd(warps[0], warps[1]), fadd(warps[2], warps[3])),
+              fadd(fadd(warps[4], warps[5]), fadd(warps[6], warps[7])));
+}
+
+constexpr int kKept = 8;  // float4s of the row that a thread keeps in registers; a longer row is read twice
+
+__global__ __launch_bounds__(kThreads) void rms_norm_quantize_fp8_kernel(QuantizeParams p) {
+  hopper::launch_dependents();
+  hopper::wait_for_predecessors();
+  const int64_t row = blockIdx.x, begin = row * p.n, first = threadIdx.x * 4;
+  float4 x[kKept], lanes = make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int v = 0; v < kKept; v++) x[v] = load_four(p, begin, first + v * numerics::kSumLanes);
+#pragma unroll
+  for (int v = 0; v < kKept; v++) accumulate(lanes, x[v]);
+  constexpr int64_t kRest = int64_t{kKept} * numerics::kSumLanes;
+  for (int64_t j = first + kRest; j < p.n; j += numerics::kSumLanes) accumulate(lanes, load_four(p, begin, j));
+  const float scale = numerics::rms_scale(tree(lanes), p.n, p.eps);
+
+  const auto quantize = [&](const float4& values, int64_t at) {
+    const int64_t block = at / kFp8Block;  // the same for a warp
+    if (block * kFp8Block >= p.row_bytes) return;
+    float w[4], v[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) w[i] = at + i < p.n ? __ldg(p.weight + at + i) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      v[i] = at + i < p.n ? round_once(numerics::rms_value(v[i], scale, w[i]), p.round_half) : 0.0f;
+    }
+    quantize_block(p, row, block, make_float4(v[0], v[1], v[2], v[3]));
+  };
+#pragma unroll
+  for (int v = 0; v < kKept; v++) quantize(x[v], first + v * numerics::kSumLanes);
+  for (int64_t at = first + kRest; at - threadIdx.x % 32 * 4 < p.n; at += numerics::kSumLanes) {
+    quantize(load_four(p, begin, at), at);
+  }
+}
+
+}  // namespace
+
+void launch_quantize_fp8(const QuantizeFp8Args& a, const KernelContext& context) {
+  if (a.count == 0) return;
+  const QuantizeParams p{
+      a.x,     a.x_type,           a.count,       a.n, a.weight, a.eps, a.round_type == DType::kF16, a.out,
+      a.scale, fp8_row_bytes(a.n), a.scale_stride};
+  LaunchShape shape;
+  shape.block = dim3(kThreads);
+  if (a.weight != nullptr) {
+    shape.grid = dim3(static_cast<unsigned>(a.count));
+    launch("rms_norm_quantize_fp8", rms_norm_quantize_fp8_kernel, shape, context.stream, p);
+    return;
+  }
+  const int64_t warps = (fp8_blocks(a.n) + kBlocks - 1) / kBlocks * a.count;
+  shape.grid = dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps));
+  launch("quantize_fp8", a.gated ? quantize_fp8_kernel<true> : quantize_fp8_kernel<false>, shape, context.stream, p);
+}
+
+}  // namespace isobit::cuda
