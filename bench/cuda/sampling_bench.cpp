@@ -1,4 +1,4 @@
-// Rows `sampling`: 151936 logits of N(0, 3²), settings in slots, one launch.
+// Rows `sampling`: 151936 logits of N(0, 3²), settings in slots, one launch. Rows `topk_per_row`: 129280 of the same.
 #include <memory>
 #include <random>
 #include <vector>
@@ -49,6 +49,17 @@ std::vector<float> normal_logits(size_t count) {
   return v;
 }
 
+// Of one long random sequence each copy starts elsewhere.
+void fill_normal(DeviceBuffer& b, size_t at) {
+  static const std::vector<float> values = normal_logits(size_t{1} << 22);
+  for (size_t done = 0; done < b.bytes() / 4;) {
+    const size_t n = std::min(values.size() - at % values.size(), b.bytes() / 4 - done);
+    cuda::check(cudaMemcpy(b.data<float>() + done, &values[at % values.size()], n * 4, cudaMemcpyHostToDevice),
+                "logits");
+    done += n, at += n + 1;
+  }
+}
+
 class SamplingBench {
  public:
   SamplingBench(int rows, const Setting& setting, int64_t vocab)
@@ -66,17 +77,8 @@ class SamplingBench {
     cuda::check(cudaMemcpy(slots_memory_.data(), ids.data(), Bytes(rows), cudaMemcpyHostToDevice), "slots");
     cuda::check(cudaMemcpy(positions_.data(), ids.data(), Bytes(rows), cudaMemcpyHostToDevice), "positions");
     const size_t bytes = Bytes(rows) * static_cast<size_t>(vocab);
-    // Of one long random sequence each copy starts elsewhere.
-    static const std::vector<float> values = normal_logits(size_t{1} << 22);
     for (int i = 0; i < rotated_copies(bytes); i++) {
-      DeviceBuffer& b = logits_.emplace_back(bytes);
-      size_t at = static_cast<size_t>(i) * 104729;
-      for (size_t done = 0; done < bytes / 4;) {
-        const size_t n = std::min(values.size() - at % values.size(), bytes / 4 - done);
-        cuda::check(cudaMemcpy(b.data<float>() + done, &values[at % values.size()], n * 4, cudaMemcpyHostToDevice),
-                    "logits");
-        done += n, at += n + 1;
-      }
+      fill_normal(logits_.emplace_back(bytes), static_cast<size_t>(i) * 104729);
     }
   }
 
@@ -109,7 +111,31 @@ class SamplingBench {
   std::vector<DeviceBuffer> logits_;
 };
 
+double run_topk(int64_t rows) {
+  constexpr int64_t kLength = 129280;
+  constexpr int32_t kCount = 1024;
+  const size_t bytes = static_cast<size_t>(rows * kLength) * 4;
+  std::vector<DeviceBuffer> logits;
+  for (int i = 0; i < rotated_copies(bytes); i++)
+    fill_normal(logits.emplace_back(bytes), static_cast<size_t>(i) * 104729);
+  const DeviceBuffer out(static_cast<size_t>(rows) * kCount * 4), status(static_cast<size_t>(rows) * 4);
+  return graph_us(static_cast<int>(logits.size()), [&](int i, cudaStream_t stream) {
+    TopkPerRowArgs a;
+    a.logits = logits[static_cast<size_t>(i)].data<float>();
+    a.rows = rows, a.stride = kLength, a.k = kCount;
+    a.out = out.data<int32_t>(), a.status = status.data<int32_t>();
+    cuda::KernelContext c;
+    c.stream = stream;
+    c.sm_count = 132;
+    launch_topk_per_row(a, c);
+  });
+}
+
 void add(std::vector<Case>& cases) {
+  for (const int rows : {1, 32, 64, 2048}) {
+    cases.push_back({"topk_per_row", "n129280-k1024-r" + std::to_string(rows), floor_us(0, 4.0 * rows * 129280),
+                     [rows] { return run_topk(rows); }});
+  }
   for (const Setting& s : settings()) {
     for (const int rows : {1, 8, 32, 128}) {
       cases.push_back({"sampling", std::string(s.name) + "-b" + std::to_string(rows), floor_us(0, 4.0 * rows * kVocab),

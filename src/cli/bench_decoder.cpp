@@ -76,6 +76,7 @@ class LeavingOut final : public Backend {
     if (wanted("sample")) to_.sample(slots, a);
   }
   void log_probs(const LogProbArgs& a) override { to_.log_probs(a); }
+  void topk_per_row(const TopkPerRowArgs& a) override { to_.topk_per_row(a); }
   int32_t bucket(int32_t count) const override { return to_.bucket(count); }
   void run_step(const StepKey& key, const std::function<void()>& operators) override { to_.run_step(key, operators); }
 

@@ -16,6 +16,7 @@
 #include "ops/norm.h"
 #include "ops/rope.h"
 #include "ops/sampling.h"
+#include "ops/topk.h"
 
 namespace isobit {
 
@@ -63,6 +64,7 @@ class Backend {
   virtual std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) = 0;
   virtual void sample(SamplerSlots&, const SampleArgs&) = 0;
   virtual void log_probs(const LogProbArgs&) = 0;
+  virtual void topk_per_row(const TopkPerRowArgs&) = 0;
 
   // Sizes worth padding a step to, so that captured graphs can be reused; a backend without graphs pads nothing.
   virtual int32_t bucket(int32_t count) const { return count; }

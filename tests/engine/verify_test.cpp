@@ -37,6 +37,7 @@ class Relay : public Backend {
   }
   void sample(SamplerSlots& slots, const SampleArgs& a) override { inner_->sample(slots, a); }
   void log_probs(const LogProbArgs& a) override { inner_->log_probs(a); }
+  void topk_per_row(const TopkPerRowArgs& a) override { inner_->topk_per_row(a); }
 
  protected:
   Backend& inner() { return *inner_; }

@@ -190,6 +190,11 @@ class CudaBackend final : public Backend {
     use_device();
     launch_log_probs(a, context_);
   }
+  void topk_per_row(const TopkPerRowArgs& a) override {
+    a.check();
+    use_device();
+    launch_topk_per_row(a, context_);
+  }
 
   int32_t bucket(int32_t count) const override {
     const auto* found = std::lower_bound(std::begin(kBuckets), std::end(kBuckets), count);
