@@ -41,14 +41,21 @@ class SamplerSlots {
 enum SampleStatus : int32_t { kSampled = 0, kNotFinite = 1 };  // kNotFinite: a NaN, +infinity, or no finite logit
 
 // One token per row, rules N12 to N17. A row depends on its logits, its slot and its position, on nothing else.
+// `slots`, `positions` and the slots' settings are read before the operators ahead in the step have ended: they must be
+// written between steps (uploads, assign), never by an operator of the same step.
 struct SampleArgs {
-  const float* logits = nullptr;       // [rows, vocab], not changed
+  const float* logits = nullptr;       // [rows, vocab], not changed; on CUDA aligned to 16 bytes
   const int32_t* slots = nullptr;      // [rows]; negative: padding, nothing is written
   const int32_t* positions = nullptr;  // [rows]: of the token being sampled, counted from the sequence's start
   int64_t rows = 0, vocab = 0;
+  // Structured output: bit (id mod 32) of word id / 32 says whether a token may come; one that may not counts as
+  // -infinity in rule N12, whatever its logit. [rows, allowed_stride], or null: all may.
+  const uint32_t* allowed = nullptr;
+  int64_t allowed_stride = 0;     // words a row, at least (vocab + 31) / 32
   bool count_output = true;       // add the token to the slot's output counts
   int32_t* tokens = nullptr;      // out [rows]
-  float* logprobs = nullptr;      // out [rows], or null; written where the slot asks for log-probabilities
+  float* logprobs = nullptr;      // out [rows], or null; written where the slot asks for log-probabilities (NaN where
+                                  // they are of raw logits that hold a NaN or +infinity)
   int32_t* top_ids = nullptr;     // out [rows, kMaxTopLogprobs], best first, -1 beyond the slot's number; or null
   float* top_logprobs = nullptr;  // out [rows, kMaxTopLogprobs]
   int32_t* status = nullptr;      // out [rows]: SampleStatus
