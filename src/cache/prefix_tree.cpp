@@ -11,7 +11,7 @@ PrefixTree::PrefixTree(PagePool& pool, int32_t page_size) : pool_(pool), page_si
   require(page_size > 0, "prefix tree: page_size is {}; it must be positive", page_size);
 }
 
-PrefixTree::~PrefixTree() {
+PrefixTree::~PrefixTree() {  // NOLINT(bugprone-exception-escape): remove() throws only for a page that is not held
   while (!lru_.empty()) remove(*lru_.front());  // leaves first: a deep tree must not recurse
 }
 

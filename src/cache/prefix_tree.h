@@ -17,7 +17,7 @@ class PrefixTree {
  public:
   // page_size: tokens a page. The pool must outlive the tree.
   PrefixTree(PagePool& pool, int32_t page_size);
-  ~PrefixTree();
+  ~PrefixTree();  // NOLINT(bugprone-exception-escape): see there
   PrefixTree(const PrefixTree&) = delete;
   PrefixTree& operator=(const PrefixTree&) = delete;
 

@@ -48,6 +48,7 @@ std::vector<int32_t> Model::tokenize(std::string_view text) const { return state
 
 Generated Model::chat(const std::vector<ChatMessage>& messages, const GenerateSettings& settings) {
   std::vector<Message> given;
+  given.reserve(messages.size());
   for (const ChatMessage& m : messages) given.push_back({m.role, m.content, {}});
   return generate(state_->session->chat_prompt(given), settings);
 }

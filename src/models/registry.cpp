@@ -38,7 +38,7 @@ const KnownModel* find_model(std::string_view name) {
 }
 
 std::string cache_folder() {
-  if (const std::string own = environment("ISOBIT_CACHE"); !own.empty()) return own;
+  if (std::string own = environment("ISOBIT_CACHE"); !own.empty()) return own;
   if (const std::string xdg = environment("XDG_CACHE_HOME"); !xdg.empty()) return xdg + "/isobit";
   const std::string home = environment("HOME");
   if (home.empty()) throw fail(ErrorCode::kNotFound, "no cache folder: set HOME, XDG_CACHE_HOME or ISOBIT_CACHE");
