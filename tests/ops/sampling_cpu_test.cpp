@@ -53,7 +53,18 @@ std::vector<int32_t> ranked(const std::vector<float>& z) {
   return ids;
 }
 
-enum class Defect { kNone, kTiesToHigherId, kTopPBeforeTopK, kNoiseByRank, kMinPOfTotal };
+enum class Defect {
+  kNone,
+  kTiesToHigherId,
+  kTopPBeforeTopK,  // top-p applied to the unfiltered mass
+  kNoiseByRank,
+  kMinPOfTotal,
+  kTiesOverSelected,  // top-k keeps all that equal the k-th
+  kLastTieTakesAll,   // the last tied survivor is given all the ties' mass: the others are never drawn
+  kArgmaxFallback,    // top-p by tries, argmax when they fail
+  kSixtyFour,         // candidates capped at 64
+  kGreedyWhenCold,    // temperature 1e-6 taken for 0: of equals the first, always
+};
 
 std::vector<int32_t> survivors(const std::vector<float>& z, const SamplingParams& p, Defect defect = Defect::kNone) {
   std::vector<int32_t> ids = ranked(z);
@@ -66,7 +77,13 @@ std::vector<int32_t> survivors(const std::vector<float>& z, const SamplingParams
     });
   }
   const auto top_k = [&] {
-    if (p.top_k > 0 && static_cast<size_t>(p.top_k) < ids.size()) ids.resize(static_cast<size_t>(p.top_k));
+    if (p.top_k <= 0 || static_cast<size_t>(p.top_k) >= ids.size()) return;
+    auto kept = static_cast<size_t>(p.top_k);
+    while (defect == Defect::kTiesOverSelected && kept < ids.size() &&
+           z[static_cast<size_t>(ids[kept])] == z[static_cast<size_t>(ids[kept - 1])]) {
+      kept++;
+    }
+    ids.resize(kept);
   };
   const auto top_p = [&] {
     if (p.top_p >= 1.0f) return;
@@ -82,6 +99,13 @@ std::vector<int32_t> survivors(const std::vector<float>& z, const SamplingParams
   } else {
     top_k();
     top_p();
+  }
+  if (defect == Defect::kSixtyFour && ids.size() > 64) ids.resize(64);
+  if (defect == Defect::kArgmaxFallback) ids.resize(1);
+  if (defect == Defect::kLastTieTakesAll) {
+    const float last = z[static_cast<size_t>(ids.back())];
+    const int32_t keep = ids.back();
+    std::erase_if(ids, [&](int32_t id) { return z[static_cast<size_t>(id)] == last && id != keep; });
   }
   if (p.min_p > 0.0f) {
     const float threshold =
@@ -102,7 +126,7 @@ Expected rule(const std::vector<float>& y, const SamplingParams& p, const Contex
   }
   if (zmax == kMinus) return e;
   e.status = kSampled;
-  if (p.temperature == 0.0f) {
+  if (p.temperature == 0.0f || (defect == Defect::kGreedyWhenCold && p.temperature < 1e-3f)) {
     e.token = ranked(z)[0];
   } else {
     double best = -std::numeric_limits<double>::infinity();
@@ -188,6 +212,8 @@ struct Batch {
   std::vector<float> logits, logprobs, top_logprobs;
   std::vector<int32_t> slots, positions, tokens, top_ids, status;
   int64_t vocab;
+  std::vector<uint32_t> allowed;
+  int64_t allowed_stride = 0;
 
   explicit Batch(int64_t v) : vocab(v) {}
   void add(const std::vector<float>& y, int slot, int position) {
@@ -211,6 +237,8 @@ struct Batch {
     a.vocab = vocab;
     a.tokens = tokens.data();
     a.status = status.data();
+    a.allowed = allowed.empty() ? nullptr : allowed.data();
+    a.allowed_stride = allowed_stride;
     if (with_logprobs) {
       a.logprobs = logprobs.data();
       a.top_ids = top_ids.data();
@@ -372,8 +400,9 @@ TEST(SamplingCpu, PlantedDefectsAreSeen) {
   Random random;
   SCOPED_TRACE(random.note());
   const auto backend = make_cpu_backend({1, ""});
-  for (const Defect defect :
-       {Defect::kTiesToHigherId, Defect::kTopPBeforeTopK, Defect::kNoiseByRank, Defect::kMinPOfTotal}) {
+  for (const Defect defect : {Defect::kTiesToHigherId, Defect::kTopPBeforeTopK, Defect::kNoiseByRank,
+                              Defect::kMinPOfTotal, Defect::kTiesOverSelected, Defect::kLastTieTakesAll,
+                              Defect::kArgmaxFallback, Defect::kSixtyFour, Defect::kGreedyWhenCold}) {
     int differs = 0;
     const auto pool = backend->make_sampler(1, 200);
     for (int i = 0; i < 200; i++) {
@@ -383,6 +412,9 @@ TEST(SamplingCpu, PlantedDefectsAreSeen) {
       p.top_k = defect == Defect::kMinPOfTotal ? 0 : 20;
       p.top_p = defect == Defect::kTopPBeforeTopK ? 0.5f : 1.0f;
       p.min_p = defect == Defect::kMinPOfTotal ? 0.2f : 0.0f;
+      if (defect == Defect::kArgmaxFallback) p.top_p = i % 2 == 0 ? 0.1f : 0.2f;
+      if (defect == Defect::kSixtyFour) p.top_k = pick(random, {65, 127, 128});
+      if (defect == Defect::kGreedyWhenCold) p.temperature = 1e-6f;
       std::vector<float> y(200);
       for (float& x : y) x = static_cast<float>(random.below(5));
       pool->assign(0, p, {});
@@ -459,6 +491,78 @@ TEST(SamplingCpu, CountsFollowTheOutputOnly) {
   p.top_p = 1.0f;
   EXPECT_THROW(pool->assign(0, p, std::vector<int32_t>{4}), Error);
   EXPECT_THROW(pool->assign(1, p, {}), Error);
+}
+
+TEST(SamplingCpu, StructuredOutputMaskIsABiasOfMinusInfinity) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  Backends backends;
+  for (int round = 0; round < 60; round++) {
+    const int64_t vocab = log_uniform(random, 1, 3000), stride = (vocab + 31) / 32 + random.below(3);
+    Backend& backend = backends.random(random);
+    const auto pool = backend.make_sampler(2, vocab);
+    SamplingParams p = random_params(random, vocab);
+    p.processed_logprobs = true;
+    SamplingParams forbidden = p;
+    std::vector<uint32_t> allowed(static_cast<size_t>(stride), 0xffffffff);
+    const int out_of_ten = random.below(11);
+    for (int32_t t = 0; t < vocab; t++) {
+      if (random.below(10) >= out_of_ten) continue;
+      allowed[static_cast<size_t>(t / 32)] &= ~(1u << (t % 32));
+      forbidden.logit_bias.emplace_back(t, kMinus);
+    }
+    pool->assign(0, p, {});
+    pool->assign(1, forbidden, {});
+    const std::vector<float> y = random_row(random, vocab);
+    Batch masked(vocab), biased(vocab);
+    masked.add(y, 0, 5);
+    masked.allowed = allowed;
+    masked.allowed_stride = stride;
+    biased.add(y, 1, 5);
+    masked.run(backend, *pool);
+    biased.run(backend, *pool);
+    EXPECT_EQ(masked.status, biased.status);
+    EXPECT_EQ(masked.tokens, biased.tokens);
+    EXPECT_EQ(masked.top_ids, biased.top_ids);
+    EXPECT_FALSE(first_difference(masked.logprobs, biased.logprobs) && masked.status[0] == kSampled);
+    EXPECT_TRUE(masked.tokens[0] < 0 ||
+                ((allowed[static_cast<size_t>(masked.tokens[0] / 32)] >> (masked.tokens[0] % 32)) & 1) != 0);
+  }
+}
+
+// Each is refused with the parameter's name; nothing is clamped in silence.
+TEST(SamplingCpu, BadParametersAreRefusedByName) {
+  const auto refused = [](auto&& change) -> std::string {
+    SamplingParams p;
+    change(p);
+    try {
+      p.check(1000);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "accepted";
+  };
+  const auto names = [](const std::string& message, const char* name) {
+    EXPECT_NE(message.find(name), std::string::npos) << message;
+  };
+  for (const float bad : {-0.1f, NAN, INFINITY}) {
+    names(refused([&](SamplingParams& p) { p.temperature = bad; }), "temperature");
+  }
+  for (const float bad : {0.0f, -0.5f, 1.5f, NAN}) names(refused([&](SamplingParams& p) { p.top_p = bad; }), "top_p");
+  for (const float bad : {-0.5f, 1.0f, 2.0f, NAN}) names(refused([&](SamplingParams& p) { p.min_p = bad; }), "min_p");
+  names(refused([](SamplingParams& p) { p.top_k = -2; }), "top_k");
+  for (const float bad : {0.0f, -1.0f, NAN, INFINITY}) {
+    names(refused([&](SamplingParams& p) { p.repetition_penalty = bad; }), "repetition_penalty");
+  }
+  for (const float bad : {-2.5f, 2.5f, NAN}) {
+    names(refused([&](SamplingParams& p) { p.presence_penalty = bad; }), "presence_penalty");
+    names(refused([&](SamplingParams& p) { p.frequency_penalty = bad; }), "frequency_penalty");
+  }
+  names(refused([](SamplingParams& p) { p.logit_bias = {{1000, 1.0f}}; }), "bias");
+  names(refused([](SamplingParams& p) { p.logit_bias = {{-1, 1.0f}}; }), "bias");
+  names(refused([](SamplingParams& p) { p.logit_bias = {{3, NAN}}; }), "bias");
+  names(refused([](SamplingParams& p) { p.top_logprobs = 21; }), "logprobs");
+  EXPECT_EQ(refused([](SamplingParams& p) { p.top_logprobs = 20, p.top_k = -1, p.top_p = 1.0f; }), "accepted");
 }
 
 TEST(LogProbsCpu, EqualTheRule) {

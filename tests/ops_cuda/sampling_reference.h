@@ -109,10 +109,15 @@ inline int32_t pick(const SlotState& s, const std::vector<float>& z, float large
   return static_cast<int32_t>(best);
 }
 
-inline SampledRow reference_row(const SlotState& s, const std::vector<float>& y, uint32_t position) {
+// allowed: a bit a token, or null.
+inline SampledRow reference_row(const SlotState& s, const std::vector<float>& y, uint32_t position,
+                                const uint32_t* allowed = nullptr) {
   SampledRow row;
   const SamplingParams& p = s.params;
-  const std::vector<float> z = processed(s, y);
+  std::vector<float> z = processed(s, y);
+  for (size_t i = 0; i < z.size() && allowed != nullptr; i++) {
+    if (((allowed[i / 32] >> (i % 32)) & 1) == 0) z[i] = -std::numeric_limits<float>::infinity();
+  }
   const RowFacts f = facts(z);
   if (p.top_logprobs >= 0) {
     row.logprob = numerics::kNaN32;
@@ -125,6 +130,7 @@ inline SampledRow reference_row(const SlotState& s, const std::vector<float>& y,
   if (p.top_logprobs < 0) return row;
   const std::vector<float>& values = p.processed_logprobs ? z : y;
   const float largest = facts(values).largest;
+  if (!facts(values).ok) return row;
   uint64_t sum = 0;
   for (const float v : values) sum += numerics::mass(v, largest);
   const auto logprob = [&](size_t id) { return numerics::bits(numerics::log_probability(values[id], largest, sum)); };

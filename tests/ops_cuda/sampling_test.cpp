@@ -316,6 +316,52 @@ TEST(GpuSampling, ARowDoesNotDependOnItsNeighbours) {
   }
 }
 
+TEST(GpuSampling, StructuredOutputMasksInTheSamePass) {
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE(seed);
+  std::mt19937_64 random(seed);
+  for (const int64_t vocab : {7, 1000, 4093, 50257, 151936}) {
+    constexpr int kRows = 20;
+    const int64_t stride = (vocab + 31) / 32 + 2;
+    const auto slots = cuda::make_sampler_slots(kRows, vocab, context());
+    std::vector<SlotState> states(kRows);
+    std::vector<std::vector<float>> logits;
+    std::vector<int32_t> ids, positions;
+    std::vector<uint32_t> masks(static_cast<size_t>(kRows * stride), 0xffffffff);
+    for (int i = 0; i < kRows; i++) {
+      SlotState& s = states[static_cast<size_t>(i)];
+      s.params = draw_params(vocab, random);
+      for (int n = 0; n < 30; n++) s.prompt.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(vocab)));
+      slots->assign(i, s.params, s.prompt);
+      logits.push_back(
+          draw_logits(static_cast<Logits>(random() % static_cast<uint64_t>(Logits::kCount)), vocab, random));
+      ids.push_back(i);
+      positions.push_back(i * 7);
+      // From all allowed to a handful, and in one row none: that one fails.
+      const uint64_t share = i == 3 ? 0 : choose<uint64_t>(random, {1, 20, 500, 990, 1000});
+      for (int64_t t = 0; t < vocab; t++) {
+        if (random() % 1000 >= share) masks[static_cast<size_t>(i * stride + t / 32)] &= ~(1u << (t % 32));
+      }
+    }
+    Step step(kRows, vocab);
+    step.set(logits, ids, positions);
+    const GpuArray<uint32_t> allowed(masks);
+    SampleArgs a = step.args(false);
+    a.allowed = allowed.data();
+    a.allowed_stride = stride;
+    a.check();
+    launch_sample(*slots, a, context());
+    cuda::check(cudaDeviceSynchronize(), "sample");
+    std::vector<SampledRow> want;
+    for (size_t i = 0; i < kRows; i++) {
+      want.push_back(reference_row(states[i], logits[i], static_cast<uint32_t>(positions[i]),
+                                   &masks[i * static_cast<size_t>(stride)]));
+    }
+    EXPECT_EQ(want[3].status, kNotFinite);
+    expect_equal(step.results(), want, states, ids);
+  }
+}
+
 TEST(GpuSampling, RowsOfOneSlotSeeTheSameCounts) {
   const int64_t vocab = 512;
   std::mt19937_64 random(fresh_seed());

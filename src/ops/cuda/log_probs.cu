@@ -19,7 +19,7 @@ __global__ __launch_bounds__(kSampleThreads, 2) void log_probs_kernel(LogProbArg
   const int64_t i = blockIdx.x / static_cast<unsigned>(part.size);
   const int target = a.targets[i];
   if (target < 0) return;
-  const Row row = make_row(a.logits, i, a.vocab, nullptr);
+  const Row row = make_row(a.logits, i, a.vocab, nullptr, nullptr);
   const ThreadScan scan = scan_row<false>(row, part, true, Noise{});
   const bool bad = __syncthreads_or(scan.bad() || target >= row.vocab) != 0;
   const Winner best = cta_best(s, {numerics::order_key(scan.best), static_cast<uint32_t>(scan.where)});

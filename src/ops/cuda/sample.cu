@@ -148,13 +148,10 @@ __device__ int list_bin(SampleShared& s, const SlotSettings& slot, float thread_
   if (slot.top_k > part.stride / 2) {  // the threads' maxima would give too low a threshold
     const uint64_t about = k + k / 4 + 256;
     const uint64_t share = (about << 32) / static_cast<uint64_t>(row.vocab);
-    return threshold_by_sample(s, largest, false, share < (uint64_t{1} << 32) ? share : 0xffffffff);
+    return threshold_by_sample(s, largest, share < (uint64_t{1} << 32) ? share : 0xffffffff);
   }
   if (slot.top_k != 0) return threshold_by_count(s, thread_largest, largest, k);
-  if (slot.top_p != 0) {
-    const uint64_t share = slot.top_p + ((uint64_t{1} << 32) - slot.top_p) / 2;
-    return threshold_by_sample(s, largest, true, share < (uint64_t{1} << 32) ? share : 0xffffffff);
-  }
+  if (slot.top_p != 0) return threshold_by_tail(s, thread_largest, largest, slot.top_p);
   // min-p keeps distances up to -min_log2·ln 2: in the next bin at the latest.
   return distance_bin(0.0f, slot.min_p_log2 * kLn2F) + 1;
 }
@@ -224,17 +221,20 @@ __device__ __noinline__ void write_logprobs(SampleShared& s, const SampleArgs& a
   if (top > 0) hopper::cluster_wait();
 }
 
-__device__ __noinline__ void write_failure(const SampleArgs& a, int64_t i, bool wants_logprobs) {
+__device__ __noinline__ void write_no_logprobs(const SampleArgs& a, int64_t i) {
   const int t = static_cast<int>(threadIdx.x);
-  if (t == 0) {
-    a.tokens[i] = -1;
-    a.status[i] = kNotFinite;
-    if (wants_logprobs && a.logprobs != nullptr) a.logprobs[i] = numerics::from_bits(numerics::kNaN32);
-  }
-  if (wants_logprobs && a.top_ids != nullptr && t < kMaxTopLogprobs) {
+  if (t == 0 && a.logprobs != nullptr) a.logprobs[i] = numerics::from_bits(numerics::kNaN32);
+  if (a.top_ids != nullptr && t < kMaxTopLogprobs) {
     a.top_ids[i * kMaxTopLogprobs + t] = -1;
     a.top_logprobs[i * kMaxTopLogprobs + t] = kMinusInfinity;
   }
+}
+__device__ __noinline__ void write_failure(const SampleArgs& a, int64_t i, bool wants_logprobs) {
+  if (threadIdx.x == 0) {
+    a.tokens[i] = -1;
+    a.status[i] = kNotFinite;
+  }
+  if (wants_logprobs) write_no_logprobs(a, i);
 }
 
 __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, const ClusterPart& part, const Row& row,
@@ -262,7 +262,12 @@ __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, cons
   const bool raw = !slot.processed_logprobs && !row.plain;
   if (raw) {
     scan.largest = first_pass<false>(s, true).largest;
-    c = exchange_scan(s, 2, part, Winner{}, cta_max(s, 2, numerics::order_key(scan.largest)), false);
+    const bool raw_bad = __syncthreads_or(scan.largest != scan.largest) != 0;
+    c = exchange_scan(s, 2, part, Winner{}, cta_max(s, 2, numerics::order_key(scan.largest)), raw_bad);
+    if (!c.ok) {
+      if (part.rank == 0) write_no_logprobs(a, i);
+      return;
+    }
   }
   write_logprobs(s, a, i, raw, slot, scan.largest, c.largest, static_cast<int>(w.id));
 }
@@ -303,7 +308,8 @@ __global__ __launch_bounds__(kSampleThreads, 2) void sample_kernel(const __grid_
   const bool known = id >= 0 && id < p.slots;
   const SlotSettings& slot = p.settings[known ? id : 0];
   const bool active = known && slot.active;
-  const Row r = make_row(p.a.logits, row, p.a.vocab, &slot);
+  const Row r = make_row(p.a.logits, row, p.a.vocab, &slot,
+                         p.a.allowed != nullptr ? p.a.allowed + row * p.a.allowed_stride : nullptr);
   const Noise noise{slot.seed, static_cast<uint32_t>(p.a.positions[row]), slot.choice};
   const bool counts = p.a.count_output && *p.counting != 0;
   if (threadIdx.x == 0) {

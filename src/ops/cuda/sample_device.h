@@ -76,9 +76,11 @@ struct Row {
   float factor;         // inverse temperature
   const SlotSettings* slot;
   const uint32_t* touched;
+  const uint32_t* allowed;  // a bit a token, or null; a token without it is -infinity
 };
 
-__device__ inline Row make_row(const float* logits, int64_t row, int64_t vocab, const SlotSettings* slot) {
+__device__ inline Row make_row(const float* logits, int64_t row, int64_t vocab, const SlotSettings* slot,
+                               const uint32_t* allowed) {
   Row r;
   r.y = logits + row * vocab;
   r.vocab = static_cast<int>(vocab);
@@ -87,7 +89,8 @@ __device__ inline Row make_row(const float* logits, int64_t row, int64_t vocab, 
   r.slot = slot;
   r.factor = slot != nullptr ? slot->inv_temperature : 1.0f;
   r.touched = slot != nullptr ? slot->touched : nullptr;
-  r.plain = r.touched == nullptr && r.factor == 1.0f;
+  r.allowed = allowed;
+  r.plain = r.touched == nullptr && r.allowed == nullptr && r.factor == 1.0f;
   return r;
 }
 
@@ -135,6 +138,11 @@ __device__ inline float4 times(const float4& y, float factor) {
   return make_float4(fmul(y.x, factor), fmul(y.y, factor), fmul(y.z, factor), fmul(y.w, factor));
 }
 
+__device__ inline float4 masked(const float4& z, uint32_t bits) {
+  return make_float4((bits & 1) != 0 ? z.x : kMinusInfinity, (bits & 2) != 0 ? z.y : kMinusInfinity,
+                     (bits & 4) != 0 ? z.z : kMinusInfinity, (bits & 8) != 0 ? z.w : kMinusInfinity);
+}
+
 __device__ inline uint32_t touched_bits(const uint32_t* touched, int group) {
   return (touched[static_cast<uint32_t>(group) / 8] >> (static_cast<uint32_t>(group) % 8 * 4)) & 15;
 }
@@ -151,7 +159,8 @@ __device__ __noinline__ inline float4 touched_group(const SlotSettings& s, int g
 __device__ inline float4 process_group(const Row& r, int group, const float4& y) {
   const float4 z = times(y, r.factor);
   const uint32_t bits = r.touched != nullptr ? touched_bits(r.touched, group) : 0;
-  return bits == 0 ? z : touched_group(*r.slot, group, bits, y, z);
+  const float4 v = bits == 0 ? z : touched_group(*r.slot, group, bits, y, z);
+  return r.allowed != nullptr ? masked(v, touched_bits(r.allowed, group)) : v;
 }
 
 __device__ inline float4 group_values(const Row& r, int group, bool raw) {
@@ -322,6 +331,7 @@ template <bool kNoise>
 __device__ ThreadScan scan_row(const Row& r, const ClusterPart& part, bool raw, const Noise& noise) {
   const NoiseStream stream = noise_stream(noise);
   const uint32_t* touched = raw ? nullptr : r.touched;
+  const uint32_t* allowed = raw ? nullptr : r.allowed;
   const float factor = raw ? 1.0f : r.factor;
   ThreadScan s;
 #pragma unroll 1
@@ -339,6 +349,13 @@ __device__ ThreadScan scan_row(const Row& r, const ClusterPart& part, bool raw, 
         if ((bits & 8) != 0) y[u].w = kMinusInfinity;
       }
     }
+    if (allowed != nullptr) {
+#pragma unroll
+      for (int u = 0; u < kBatch; u++) {
+        const int group = first + u * part.stride;
+        if (group < r.groups) y[u] = masked(y[u], touched_bits(allowed, group));
+      }
+    }
 #pragma unroll
     for (int u = 0; u < kBatch; u++) {
       const int group = first + u * part.stride;
@@ -351,7 +368,9 @@ __device__ ThreadScan scan_row(const Row& r, const ClusterPart& part, bool raw, 
     const uint32_t bits = touched_bits(touched, group);
     if (bits == 0) continue;
     const float4 none = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
-    scan_group<kNoise>(s, group, touched_group(*r.slot, group, bits, raw_group(r, group), none), stream);
+    float4 z = touched_group(*r.slot, group, bits, raw_group(r, group), none);
+    if (allowed != nullptr) z = masked(z, touched_bits(allowed, group));
+    scan_group<kNoise>(s, group, z, stream);
   }
   return s;
 }

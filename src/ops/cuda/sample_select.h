@@ -78,8 +78,8 @@ __device__ __noinline__ inline int first_bin(SampleShared& s, CutGoal goal) {
   return static_cast<int>(s.threshold_bin);
 }
 
-// The same of the cluster's s.distances.
-__device__ __noinline__ inline int find_bin(SampleShared& s, const CutGoal& goal) {
+// The cluster's s.distances into s.distance_totals, for first_bin.
+__device__ __noinline__ inline void add_distances(SampleShared& s) {
   const ClusterPart part = cluster_part();
   hopper::cluster_sync();
   for (int i = static_cast<int>(threadIdx.x); i < kDistanceBins; i += kSampleThreads) {
@@ -90,6 +90,9 @@ __device__ __noinline__ inline int find_bin(SampleShared& s, const CutGoal& goal
     }
     s.distance_totals[i] = total;
   }
+}
+__device__ inline int find_bin(SampleShared& s, const CutGoal& goal) {
+  add_distances(s);
   return first_bin(s, goal);
 }
 
@@ -108,19 +111,50 @@ __device__ __noinline__ inline int threshold_by_count(SampleShared& s, float thr
   return find_bin(s, {false, count, 0, 0});
 }
 
-// A bin that probably holds that share (of 2^32) of all masses, or of all tokens: from each thread's first four tokens.
-__device__ __noinline__ inline int threshold_by_sample(SampleShared& s, float largest, bool by_mass, uint64_t share) {
+// A bin that probably holds that share (of 2^32) of all tokens: from each thread's first four tokens.
+__device__ __noinline__ inline int threshold_by_sample(SampleShared& s, float largest, uint64_t share) {
   const Row row = s.row;
   const ClusterPart part = cluster_part();
   clear_distances(s);
   if (part.first < row.groups) {
     const float4 v = group_values(row, part.first, false);
+    for (const float z : {v.x, v.y, v.z, v.w}) atomicAdd(&s.distances[distance_bin(largest, z)], 1u);
+  }
+  return find_bin(s, {false, 0, share, 0});
+}
+
+// A bin that probably holds a little more than that share (of 2^32) of all masses. The few tokens that have most of it
+// are among the threads' maxima, so the sum comes from these; the tail that may be left out from each thread's first
+// four tokens, scaled. A sample alone misleads: one heavy token in it weighs as much as all.
+__device__ __noinline__ inline int threshold_by_tail(SampleShared& s, float thread_largest, float largest,
+                                                     uint64_t share) {
+  const Row row = s.row;
+  const ClusterPart part = cluster_part();
+  clear_distances(s);
+  uint64_t head = 0, sampled = 0;
+  if (part.first < row.groups) {
+    head = mass(thread_largest, largest) >> 24;
+    const float4 v = group_values(row, part.first, false);
     for (const float z : {v.x, v.y, v.z, v.w}) {
-      const uint32_t m = by_mass ? static_cast<uint32_t>(mass(z, largest) >> 24) : 1;
+      const uint32_t m = static_cast<uint32_t>(mass(z, largest) >> 24);  // 2^20 at most, 2048 of them
+      sampled += m;
       if (m != 0) atomicAdd(&s.distances[distance_bin(largest, z)], m);
     }
   }
-  return find_bin(s, {false, 0, share, 0});
+  head = cta_sum(s, head);
+  sampled = cta_sum(s, sampled);
+  if (static_cast<int>(threadIdx.x) < part.size) {
+    *peer(&s.sums[2][0][part.rank], static_cast<int>(threadIdx.x)) = head;
+    *peer(&s.sums[2][1][part.rank], static_cast<int>(threadIdx.x)) = sampled;
+  }
+  add_distances(s);
+  const float part_of_row = fminf(1.0f, static_cast<float>(4 * part.stride) / static_cast<float>(row.vocab));
+  const float heads = static_cast<float>(sum_over_ranks(s.sums[2][0], part));
+  const float total = static_cast<float>(sum_over_ranks(s.sums[2][1], part));
+  const float all = fmaxf(heads, total / part_of_row * 0.25f);
+  const float tail = 0.75f * (1.0f - static_cast<float>(share) * 0x1p-32f) * all * part_of_row;
+  const uint64_t goal = total > tail ? static_cast<uint64_t>(total - tail) : 1;
+  return first_bin(s, {false, goal, 0, 0});
 }
 
 // The distance bins up to `bin` hold the values v of which fsub(v, largest) <= bin_floor(bin) is false.

@@ -20,6 +20,7 @@ CudaSamplerSlots::CudaSamplerSlots(int slots, int64_t vocab, cudaStream_t stream
   require(slots > 0, "make_sampler: {} slots; there must be at least one", slots);
   require(vocab > 0 && vocab <= numerics::kMaxVocabulary, "make_sampler: vocab is {}; it must be in [1, {}]", vocab,
           numerics::kMaxVocabulary);
+  check(cudaGetDevice(&device_), "sampler slots");
   tables_.resize(static_cast<size_t>(slots));
   settings_ = allocate<SlotSettings>(tables_.size());
   counting_.resize(tables_.size());
@@ -31,6 +32,9 @@ CudaSamplerSlots::CudaSamplerSlots(int slots, int64_t vocab, cudaStream_t stream
 void CudaSamplerSlots::check_slot(int slot) const {
   require(slot >= 0 && slot < slots(), "sampler slot {} does not exist; there are {}", slot, slots());
 }
+
+// Tables are allocated when a slot first needs them, by whatever thread assigns it.
+void CudaSamplerSlots::use_device() const { check(cudaSetDevice(device_), "choosing the GPU of the sampler's slots"); }
 
 // Copies from pageable memory have left their source when the call returns.
 void CudaSamplerSlots::write(int slot, const SlotSettings& s) {
@@ -86,6 +90,7 @@ void CudaSamplerSlots::fill_tables(Tables& tables, SlotSettings& s, const Sampli
 
 void CudaSamplerSlots::assign(int slot, const SamplingParams& params, std::span<const int32_t> prompt) {
   check_slot(slot);
+  use_device();
   params.check(vocab_);
   for (const int32_t token : prompt) {
     require(token >= 0 && token < vocab_, "the prompt has token {}; the vocabulary has {}", token, vocab_);
@@ -110,6 +115,7 @@ void CudaSamplerSlots::assign(int slot, const SamplingParams& params, std::span<
 
 void CudaSamplerSlots::release(int slot) {
   check_slot(slot);
+  use_device();
   write(slot, SlotSettings{});
 }
 

@@ -64,9 +64,11 @@ class CudaSamplerSlots final : public SamplerSlots {
   void check_slot(int slot) const;
   void fill_tables(Tables& tables, SlotSettings& s, const SamplingParams& params, std::span<const int32_t> prompt);
   void write(int slot, const SlotSettings& s);
+  void use_device() const;
   size_t mask_words() const { return static_cast<size_t>((vocab_ + 31) / 32); }
 
   int64_t vocab_;
+  int device_ = 0;
   cudaStream_t stream_;
   std::vector<Tables> tables_;
   DeviceArray<SlotSettings> settings_;
