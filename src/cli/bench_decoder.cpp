@@ -60,6 +60,12 @@ class LeavingOut final : public Backend {
   void rms_norm(const RmsNormArgs& a) override {
     if (wanted("rms_norm")) to_.rms_norm(a);
   }
+  void norm_gemm(const RmsNormArgs& n, const GemmArgs& g) override {
+    if (wanted(fmt::format("rms_norm + gemm {}x{}", g.w->n(), g.w->k()))) to_.norm_gemm(n, g);
+  }
+  void norm_gemm_rope(const RmsNormArgs& n, const GemmArgs& g, const RopeCacheArgs& r) override {
+    if (wanted(fmt::format("rms_norm + gemm {}x{} + rope_cache", g.w->n(), g.w->k()))) to_.norm_gemm_rope(n, g, r);
+  }
   void gemm(const GemmArgs& a) override {
     if (wanted(fmt::format("gemm {}x{}", a.w->n(), a.w->k()))) to_.gemm(a);
   }

@@ -206,8 +206,6 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
   norm.eps = c.norm_eps;
   norm.out_type = c.type;
   norm.out = normed_.data<uint16_t>();
-  backend_.rms_norm(norm);
-  trace(index, "attn_norm", norm.out, c.type, shape.tokens, c.hidden);
 
   GemmArgs project;
   project.x = normed_.data<uint16_t>();
@@ -216,8 +214,6 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
   project.bias = layer.qkv_bias.data<float>();
   project.type = c.type;
   project.out = qkv_.data();
-  backend_.gemm(project);
-  trace(index, "qkv", project.out, DType::kF32, shape.tokens, c.qkv_columns());
 
   RopeCacheArgs rope;
   rope.qkv = qkv_.data<float>();
@@ -237,7 +233,15 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
   rope.type = c.type;
   rope.q = q_.data<uint16_t>();
   rope.nonfinite = nonfinite_.data<int32_t>();
-  backend_.rope_cache(rope);
+  if (tracer_) {
+    backend_.rms_norm(norm);
+    trace(index, "attn_norm", norm.out, c.type, shape.tokens, c.hidden);
+    backend_.gemm(project);
+    trace(index, "qkv", project.out, DType::kF32, shape.tokens, c.qkv_columns());
+    backend_.rope_cache(rope);
+  } else {
+    backend_.norm_gemm_rope(norm, project, rope);
+  }
   trace(index, "rope", rope.q, c.type, shape.tokens, static_cast<int64_t>(c.q_heads) * c.head_dim);
 
   AttentionArgs attend;
@@ -279,8 +283,6 @@ void Decoder::ffn_block(const Layer& layer, int64_t index, const StepShape& shap
   norm.eps = c.norm_eps;
   norm.out_type = c.type;
   norm.out = normed_.data<uint16_t>();
-  backend_.rms_norm(norm);
-  trace(index, "ffn_norm", norm.out, c.type, shape.tokens, c.hidden);
 
   GemmArgs up;
   up.x = normed_.data<uint16_t>();
@@ -289,7 +291,13 @@ void Decoder::ffn_block(const Layer& layer, int64_t index, const StepShape& shap
   up.epilogue = c.activation == GatedActivation::kSilu ? Epilogue::kSiluMul : Epilogue::kGeluMul;
   up.type = c.type;
   up.out = hidden_.data();
-  backend_.gemm(up);
+  if (tracer_) {
+    backend_.rms_norm(norm);
+    trace(index, "ffn_norm", norm.out, c.type, shape.tokens, c.hidden);
+    backend_.gemm(up);
+  } else {
+    backend_.norm_gemm(norm, up);
+  }
   trace(index, "ffn_gate_up", up.out, c.type, shape.tokens, c.ffn);
 
   GemmArgs down;
@@ -315,15 +323,14 @@ void Decoder::head(int32_t rows) {
   norm.eps = c.norm_eps;
   norm.out_type = c.type;
   norm.out = head_normed_.data<uint16_t>();
-  backend_.rms_norm(norm);
 
   GemmArgs head;
   head.x = head_normed_.data<uint16_t>();
   head.m = rows;
-  head.w = c.tied ? embedding_.get() : head_.get();
+  head.w = head_weights();
   head.type = c.type;
   head.out = logits_.data();
-  backend_.gemm(head);
+  backend_.norm_gemm(norm, head);
 }
 
 }  // namespace isobit

@@ -91,6 +91,7 @@ class Decoder {
 
   void attention_block(const Layer& layer, int64_t index, const StepShape& shape, const KvPages& pages);
   void ffn_block(const Layer& layer, int64_t index, const StepShape& shape);
+  const Linear* head_weights() const { return config_.tied ? embedding_.get() : head_.get(); }
   void trace(int64_t layer, std::string_view op, const void* data, DType type, int64_t rows, int64_t columns);
   Buffer buffer(size_t bytes, std::string_view what);
   void make_rope_tables();

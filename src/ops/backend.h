@@ -33,6 +33,18 @@ struct StepKey {
   auto operator<=>(const StepKey&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 misreads it
 };
 
+// Bytes between the host's and a backend's memory.
+struct Upload {
+  void* to = nullptr;
+  const void* from = nullptr;
+  size_t bytes = 0;
+};
+struct Download {
+  void* to = nullptr;
+  const void* from = nullptr;
+  size_t bytes = 0;
+};
+
 class Backend {
  public:
   Backend() = default;
@@ -49,6 +61,13 @@ class Backend {
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
   // Backend to host; waits for the operators before it.
   virtual void download(void* to, const void* from, size_t bytes) = 0;
+  // Several at once, for a step's inputs and outputs: one wait, or one launch, in all. Uploads are aligned to 4 bytes.
+  virtual void upload_all(std::span<const Upload> parts) {
+    for (const Upload& p : parts) upload(p.to, p.from, p.bytes);
+  }
+  virtual void download_all(std::span<const Download> parts) {
+    for (const Download& p : parts) download(p.to, p.from, p.bytes);
+  }
   virtual void copy(void* to, const void* from, size_t bytes) = 0;  // within the backend
   virtual void synchronize() = 0;
 
@@ -61,6 +80,16 @@ class Backend {
   virtual void gemm(const GemmArgs&) = 0;
   virtual void rope_cache(const RopeCacheArgs&) = 0;
   virtual void attention(const AttentionArgs&) = 0;
+  // Neighbours in a layer, for backends that do better than one after the other: gemm(g) of rms_norm(n)'s output, which
+  // need not be written, and rope_cache(r) of g's, which need not be either.
+  virtual void norm_gemm(const RmsNormArgs& n, const GemmArgs& g) {
+    rms_norm(n);
+    gemm(g);
+  }
+  virtual void norm_gemm_rope(const RmsNormArgs& n, const GemmArgs& g, const RopeCacheArgs& r) {
+    norm_gemm(n, g);
+    rope_cache(r);
+  }
   virtual std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) = 0;
   virtual void sample(SamplerSlots&, const SampleArgs&) = 0;
   virtual void log_probs(const LogProbArgs&) = 0;

@@ -32,7 +32,13 @@ void expect_sound(const GemmShape& s, const GemmPlan& p, int sm_count) {
   EXPECT_LE(p.stages, 16);
   EXPECT_LE(p.shared_bytes, 226 * 1024);
   const int slot = 128 * p.tile.slices;
-  EXPECT_GE(p.shared_bytes, p.stages * slot * (p.x_rows + p.tile.tile_n) + 1024);
+  const int64_t k_stages = (s.k + 64 * p.tile.slices - 1) / (64 * p.tile.slices);
+  const int64_t x_slots = s.normed ? k_stages : p.stages;
+  const int64_t staging = p.few_rows ? s.m * (p.tile.tile_n + 4) * 4 : 0;
+  EXPECT_GE(p.shared_bytes, slot * (x_slots * p.x_rows + p.stages * p.tile.tile_n) + staging + 1024);
+  EXPECT_EQ(p.few_rows, p.tile.warpgroups == 1 && s.m <= 16);
+  EXPECT_GE(p.window, 1);
+  EXPECT_LE(p.window, p.stages);
   // The last slot of x is read 64 · warpgroups rows far; weights' slots follow it.
   EXPECT_GE(p.stages * slot * p.tile.tile_n, (rows - p.x_rows) * 128);
   EXPECT_GT(p.ctas, 0);
@@ -54,6 +60,11 @@ TEST(GemmPlan, EveryPlanIsSound) {
     GemmShape s{.m = log_uniform(20000), .n = log_uniform(200000), .k = log_uniform(30000)};
     s.gated = i % 3 == 0;
     if (s.gated) s.n = (s.n + 15) / 16 * 16;
+    if (i % 5 == 0) {
+      s.normed = true;
+      s.m = 1 + i % kGemmNormedRows;
+      s.k = std::min<int64_t>(kGemmNormedK, (s.k + 63) / 64 * 64);
+    }
     s.chunked = s.n <= 1024 && s.k > 2048;
     for (const int sms : {kSmCount, 114, 8}) {
       expect_sound(s, gemm_plan(s, sms), sms);

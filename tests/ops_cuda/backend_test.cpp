@@ -53,6 +53,35 @@ TEST(GpuBackend, MemoryIsZeroAndCopiesAreExact) {
   }
 }
 
+TEST(GpuBackend, ManySmallCopiesAtOnce) {
+  const auto backend = make_cuda_backend({});
+  for (int round = 0; round < 300; round++) {  // more than the staging memory holds at once
+    const uint64_t seed = fresh_seed();
+    SCOPED_TRACE(fmt::format("seed {}", seed));
+    std::mt19937_64 rng(seed);
+    std::vector<std::vector<std::byte>> sent, got;
+    std::vector<Buffer> buffers;
+    const size_t parts = 1 + rng() % (round % 10 == 0 ? 30 : 16);  // past the parts of one launch too
+    for (size_t i = 0; i < parts; i++) {
+      const size_t bytes = rng() % 4 == 0 ? 0 : 4 * (1 + rng() % (round % 20 == 0 ? 100000 : 3000));
+      sent.push_back(random_bytes(bytes, rng()));
+      got.emplace_back(bytes);
+      buffers.push_back(backend->allocate(bytes, "test"));
+    }
+    std::vector<Upload> uploads;
+    std::vector<Download> downloads;
+    for (size_t i = 0; i < parts; i++) {
+      uploads.push_back({buffers[i].data(), sent[i].data(), sent[i].size()});
+      downloads.push_back({got[i].data(), buffers[i].data(), got[i].size()});
+    }
+    const auto want = sent;
+    backend->upload_all(uploads);
+    for (auto& s : sent) std::fill(s.begin(), s.end(), std::byte{0xee});  // allowed once the call has returned
+    backend->download_all(downloads);
+    ASSERT_EQ(got, want);
+  }
+}
+
 TEST(GpuBackend, ErrorsNameTheLimit) {
   EXPECT_NE(error_of([] { make_cuda_backend({.device = 99}); }).find("cuda:99"), std::string::npos);
   const auto backend = make_cuda_backend({});

@@ -109,6 +109,14 @@ class CudaBackend final : public Backend {
     use_device();
     staging_.download(to, from, bytes);
   }
+  void upload_all(std::span<const Upload> parts) override {
+    use_device();
+    staging_.upload_all(parts);
+  }
+  void download_all(std::span<const Download> parts) override {
+    use_device();
+    staging_.download_all(parts);
+  }
   void copy(void* to, const void* from, size_t bytes) override {
     use_device();
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy");
@@ -175,6 +183,19 @@ class CudaBackend final : public Backend {
     a.check();
     use_device();
     launch_attention(a, context_);
+  }
+  void norm_gemm(const RmsNormArgs& n, const GemmArgs& g) override {
+    n.check();
+    g.check();
+    use_device();
+    launch_gemm_between(&n, g, nullptr, context_);
+  }
+  void norm_gemm_rope(const RmsNormArgs& n, const GemmArgs& g, const RopeCacheArgs& r) override {
+    n.check();
+    g.check();
+    r.check();
+    use_device();
+    launch_gemm_between(&n, g, &r, context_);
   }
   std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) override {
     use_device();

@@ -67,6 +67,8 @@ void launch_embed(const EmbedArgs& args, const KernelContext& context) {
   const int64_t groups = (p.hidden + kGroup - 1) / kGroup;
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(args.count));
+  // The step's first kernel waits for its inputs before it starts, so that those after it may read them at once.
+  shape.programmatic = false;
   shape.block = dim3(static_cast<unsigned>(groups < kMaxThreads ? (groups + 31) / 32 * 32 : kMaxThreads));
   if (table.type() == DType::kF16) {
     launch("embed", embed_kernel<true>, shape, context.stream, p);

@@ -25,17 +25,33 @@ bool gated(Epilogue e) { return e == Epilogue::kSiluMul || e == Epilogue::kGeluM
 
 }  // namespace
 
-GemmShape gemm_shape(const GemmArgs& a) {
+bool gemm_takes_norm(const RmsNormArgs& norm, const GemmArgs& gemm) {
+  const auto aligned = [](const float* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  return norm.count == gemm.m && norm.n == gemm.w->k() && norm.out == gemm.x && norm.out_type == gemm.type &&
+         gemm.m <= kGemmNormedRows && norm.n <= kGemmNormedK && norm.n % 64 == 0 && aligned(norm.x) &&
+         aligned(norm.weight);
+}
+
+bool gemm_takes_rope(const GemmArgs& gemm, const RopeCacheArgs& rope) {
+  return rope.qkv == gemm.out && rope.count == gemm.m && gemm.m <= kGemmFewRows &&
+         gemm.epilogue == Epilogue::kStoreF32 && rope.type == gemm.type && rope.cache.type == gemm.type &&
+         rope.nonfinite != nullptr && rope.cache.head_dim % 2 == 0 && rope.q_norm == nullptr &&
+         rope.k_norm == nullptr && (rope.cos == nullptr || rope.layout == RopeLayout::kInterleaved);
+}
+
+GemmShape gemm_shape(const GemmArgs& a, const GemmNeighbours& with) {
   GemmShape s;
   s.m = a.m;
   s.n = CudaLinear::stored_rows(a.w->n(), a.w->form());
   s.k = a.w->k();
   s.gated = gated(a.epilogue);
+  s.normed = with.norm != nullptr;
   s.chunked = numerics::gemm_chunk_k(a.w->n(), s.k) < s.k;
   return s;
 }
 
-void launch_gemm_planned(const GemmArgs& a, const GemmPlan& plan, const KernelContext& context) {
+void launch_gemm_planned(const GemmArgs& a, const GemmPlan& plan, const KernelContext& context,
+                         const GemmNeighbours& with) {
   const CudaLinear& w = as_cuda(a.w, "gemm");
   if (w.type() != a.type) {
     throw fail(ErrorCode::kInvalidArgument, "gemm: the weights are {}, the activations {}", dtype_info(w.type()).name,
@@ -54,26 +70,65 @@ void launch_gemm_planned(const GemmArgs& a, const GemmPlan& plan, const KernelCo
   p.cluster_m = plan.cluster_m;
   p.cluster_n = plan.cluster_n;
   p.stages = plan.stages;
+  p.window = plan.window;
   p.x_rows = plan.x_rows;
+  // Rows that do not exist are not asked for: 132 CTAs' zeros for them took as long as 16 steps of the chain a stage.
+  p.x_load = plan.cluster_n == 1 ? static_cast<int>(std::min<int64_t>(a.m, plan.x_rows)) : plan.x_rows;
+  p.few_rows = plan.few_rows;
   p.epilogue = a.epilogue;
   p.bias = a.bias;
   p.out = a.out;
   p.aligned = reinterpret_cast<uintptr_t>(a.out) % 16 == 0;
-  const CUtensorMap x =
-      slices_map(a.x, a.m, row_elements, plan.x_rows / plan.cluster_n, plan.cluster_n == 1 ? plan.tile.slices : 1);
+  if (with.norm != nullptr) {
+    p.norm_x = with.norm->x;
+    p.norm_rows = with.norm->rows;
+    p.norm_weight = with.norm->weight;
+    p.norm_n = static_cast<int>(with.norm->n);
+    p.norm_eps = with.norm->eps;
+  }
+  p.rotate = with.rope != nullptr;
+  if (p.rotate) p.rope = *with.rope;
+  const CUtensorMap x = slices_map(a.x, a.m, row_elements, p.x_load / plan.cluster_n,
+                                   p.x_load == plan.x_rows && plan.cluster_n == 1 ? plan.tile.slices : 1);
   const CUtensorMap weights = slices_map(w.data(), w.stored_rows(), row_elements, plan.tile.tile_n / plan.cluster_m,
                                          plan.cluster_m == 1 ? plan.tile.slices : 1);
   (a.type == DType::kBF16 ? launch_gemm_bf16 : launch_gemm_f16)(plan, x, weights, p, context.stream);
 }
 
+namespace {
+
+bool aligned(const GemmArgs& args) {
+  const CudaLinear& w = as_cuda(args.w, "gemm");
+  return w.k() == w.row_elements() && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
+}
+
+}  // namespace
+
+void launch_gemm_between(const RmsNormArgs* norm, const GemmArgs& args, const RopeCacheArgs* rope,
+                         const KernelContext& context) {
+  if (args.m == 0) return;
+  GemmNeighbours with;
+  if (norm != nullptr && gemm_takes_norm(*norm, args)) {
+    with.norm = norm;
+  } else if (norm != nullptr) {
+    launch_rms_norm(*norm, context);
+  }
+  if (rope != nullptr && aligned(args) && gemm_takes_rope(args, *rope)) with.rope = rope;
+  if (aligned(args)) {
+    launch_gemm_planned(args, gemm_plan(gemm_shape(args, with), context.sm_count), context, with);
+  } else {
+    launch_gemm(args, context);
+  }
+  if (rope != nullptr && with.rope == nullptr) launch_rope_cache(*rope, context);
+}
+
 void launch_gemm(const GemmArgs& args, const KernelContext& context) {
   if (args.m == 0) return;
-  const CudaLinear& w = as_cuda(args.w, "gemm");
-  const bool aligned = w.k() == w.row_elements() && reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
-  if (aligned) {
+  if (aligned(args)) {
     launch_gemm_planned(args, gemm_plan(gemm_shape(args), context.sm_count), context);
     return;
   }
+  const CudaLinear& w = as_cuda(args.w, "gemm");
   // The copy engine is told of rows of whole slices: x goes through the workspace, as many rows at a time as it holds.
   const int64_t row_bytes = w.row_elements() * 2;
   const int64_t rows = static_cast<int64_t>(context.workspace_bytes) / row_bytes;

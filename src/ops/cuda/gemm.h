@@ -9,9 +9,19 @@ namespace isobit::cuda {
 
 struct GemmParams;
 
-GemmShape gemm_shape(const GemmArgs& args);
+// What a GEMM may take on of its neighbours, each null or an operator that its kernel can do as well: norm.out is the
+// GEMM's x and then not written; rope.qkv is its out and then not written.
+struct GemmNeighbours {
+  const RmsNormArgs* norm = nullptr;
+  const RopeCacheArgs* rope = nullptr;
+};
+bool gemm_takes_norm(const RmsNormArgs& norm, const GemmArgs& gemm);
+bool gemm_takes_rope(const GemmArgs& gemm, const RopeCacheArgs& rope);
+
+GemmShape gemm_shape(const GemmArgs& args, const GemmNeighbours& with = {});
 // x's rows stand CudaLinear::row_elements() apart and x is aligned to 16 bytes (launch_gemm sees to both).
-void launch_gemm_planned(const GemmArgs& args, const GemmPlan& plan, const KernelContext& context);
+void launch_gemm_planned(const GemmArgs& args, const GemmPlan& plan, const KernelContext& context,
+                         const GemmNeighbours& with = {});
 
 // One file a type, so that they compile side by side.
 void launch_gemm_bf16(const GemmPlan& plan, const CUtensorMap& x, const CUtensorMap& w, const GemmParams& params,

@@ -10,15 +10,20 @@
 //     the time (4.3 TB/s); they are asked for before the kernel waits for its predecessor.
 //   many rows: 128×256 tiles, 128 accumulators a thread, a cluster of two CTAs along M takes each half of w's tile and
 //     multicasts it: per k64 slice 48 KB in for 1024 cycles of tensor work, 32 KB of it from the L2.
+//   one or two rows may come unnormalised: every CTA takes their RMSNorm for itself and keeps all of x.
 #include <cuda.h>
 
+#include "numerics/norm.h"
+#include "numerics/rope.h"
 #include "ops/cuda/device_math.h"
 #include "ops/cuda/gemm_params.h"
 #include "ops/cuda/hopper/cluster.h"
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/hopper/registers.h"
 #include "ops/cuda/hopper/tma.h"
+#include "ops/cuda/hopper/warp.h"
 #include "ops/cuda/hopper/wgmma.h"
+#include "ops/cuda/rope_device.h"
 
 namespace isobit::cuda {
 
@@ -222,6 +227,270 @@ __device__ inline void epilogue(float (&d)[kN / 2], const GemmParams& p, int row
   }
 }
 
+// Outputs that are q, k and v (rules N9, N21): pairs of the rotation are neighbours, so a thread holds both.
+struct TokenPlace {
+  int64_t slot = -1, position = 0;  // slot < 0: padding
+  bool in_bounds = false;
+};
+__device__ inline TokenPlace token_place(const RopeCacheArgs& a, int row) {
+  TokenPlace t;
+  t.slot = a.slots[row], t.position = a.positions[row];
+  t.in_bounds = in_bounds(a, t.slot, t.position);
+  return t;
+}
+// Where a pair of columns of q, k or v goes, and how it turns. The tables and the place are the step's inputs.
+struct RotatedPair {
+  uint16_t* to = nullptr;  // null: a slot or position out of bounds
+  bool is_q = false, turns = false;
+  numerics::RopeEntry turn = {1.0f, 0.0f};
+};
+__device__ inline RotatedPair rotated_pair(const RopeCacheArgs& a, const TokenPlace& t, int row, int column) {
+  RotatedPair r;
+  if (!t.in_bounds) return r;
+  const int dim = a.cache.head_dim, head = column / dim, e = column - head * dim;
+  const int rotated = a.q_heads + a.cache.kv_heads;
+  r.is_q = head < a.q_heads;
+  r.turns = head < rotated && a.cos != nullptr && e < a.rope_dim;
+  if (r.turns) {
+    const int64_t entry = t.position * (a.rope_dim / 2) + e / 2;
+    r.turn = {a.cos[entry], a.sin[entry]};
+  }
+  if (r.is_q) {
+    r.to = a.q + (static_cast<int64_t>(row) * a.q_heads + head) * dim + e;
+  } else {
+    const bool is_k = head < rotated;
+    const CachePlace place = cache_place(a.cache, t.slot);
+    r.to = static_cast<uint16_t*>(is_k ? a.cache.k : a.cache.v) + place.first +
+           (head - (is_k ? a.q_heads : rotated)) * place.head_stride + e;
+  }
+  return r;
+}
+template <Operand kind>
+__device__ inline void store_rotated(const RopeCacheArgs& a, const RotatedPair& r, int row, float x0, float x1) {
+  if (r.to == nullptr) {
+    a.nonfinite[row] = 1;
+    return;
+  }
+  if (r.turns) {
+    const numerics::Rotated turned = numerics::rope_rotate(x0, x1, r.turn);
+    x0 = turned.x0, x1 = turned.x1;
+  }
+  uint32_t v = pack<kind>(x0, x1);
+  if (!check_finite(v, kind == Operand::kBF16 ? 0x7f80 : 0x7c00, !r.is_q)) a.nonfinite[row] = 1;
+  *reinterpret_cast<uint32_t*>(r.to) = v;
+}
+
+// Few rows: one warp's registers hold all there is, so the accumulators go through shared memory and all 128 threads
+// take outputs, a pair of columns each. What a pair needs from memory is asked for before the chain begins.
+struct FewPair {
+  int row = 0, column = 0, at = 0;  // column of the output; at: of the (first) accumulator in the tile
+  bool live = false;
+  float2 old = {0.0f, 0.0f};  // the residual
+  RotatedPair rotated;
+};
+
+template <int kN>
+__device__ inline FewPair few_pair(const GemmParams& p, int index, int first_column) {
+  const bool gated = p.epilogue == Epilogue::kSiluMul || p.epilogue == Epilogue::kGeluMul;
+  const int in_row = gated ? kN / 4 : kN / 2;  // pairs
+  FewPair f;
+  f.row = index / in_row;
+  const int c = 2 * (index - f.row * in_row);
+  f.column = (gated ? first_column / 2 : first_column) + c;
+  f.at = gated ? c / 8 * 16 + c % 8 : c;
+  f.live = f.row < p.m && f.column < p.columns;
+  if (!f.live) return f;
+  if (p.epilogue == Epilogue::kAddResidual) {
+    f.old = load_pair(static_cast<const float*>(p.out) + static_cast<int64_t>(f.row) * p.columns, f.column, p.columns);
+  } else if (p.rotate) {
+    const TokenPlace token = token_place(p.rope, f.row);
+    f.live = token.slot >= 0;
+    if (f.live) f.rotated = rotated_pair(p.rope, token, f.row, f.column);
+  }
+  return f;
+}
+
+template <Operand kind>
+__device__ inline void store_few(const GemmParams& p, const FewPair& f, float2 v, float2 up) {
+  using numerics::fadd, numerics::fmul;
+  const int64_t offset = static_cast<int64_t>(f.row) * p.columns;
+  if (p.epilogue == Epilogue::kSiluMul || p.epilogue == Epilogue::kGeluMul) {
+    const bool is_silu = p.epilogue == Epilogue::kSiluMul;
+    const float a = fmul(is_silu ? silu(v.x) : gelu_tanh(v.x), up.x);
+    const float b = fmul(is_silu ? silu(v.y) : gelu_tanh(v.y), up.y);
+    store_pair(static_cast<uint16_t*>(p.out) + offset, f.column, p.columns, pack<kind>(a, b));
+    return;
+  }
+  if (p.bias != nullptr) {
+    v.x = fadd(v.x, __ldg(p.bias + f.column));
+    if (f.column + 1 < p.columns) v.y = fadd(v.y, __ldg(p.bias + f.column + 1));
+  }
+  if (p.rotate) {
+    store_rotated<kind>(p.rope, f.rotated, f.row, v.x, v.y);
+  } else if (p.epilogue == Epilogue::kStoreRounded) {
+    store_pair(static_cast<uint16_t*>(p.out) + offset, f.column, p.columns, pack<kind>(v.x, v.y));
+  } else {
+    if (p.epilogue == Epilogue::kAddResidual) v = make_float2(fadd(f.old.x, v.x), fadd(f.old.y, v.y));
+    store_pair(static_cast<float*>(p.out) + offset, f.column, p.columns, v.x, v.y);
+  }
+}
+
+// staging: [m, kN + 4] floats. first: this thread's first pair. By the 128 threads of the warpgroup.
+template <int kN, Operand kind>
+__device__ inline void few_rows_epilogue(const float (&d)[kN / 2], const GemmParams& p, uint32_t staging,
+                                         int first_column, const FewPair& first, int rows) {
+  constexpr uint32_t kRow = (kN + 4) * 4;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  hopper::named_barrier_sync(1, 128);  // the tile before has been read
+  if (thread < 32) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int r = lane / 4 + 8 * h;
+      if (r >= rows) continue;
+      const uint32_t to = staging + static_cast<uint32_t>(r) * kRow + static_cast<uint32_t>(lane % 4) * 8;
+#pragma unroll
+      for (int q = 0; q < kN / 8; q++) hopper::store_shared_f2(to + 32 * q, d[4 * q + 2 * h], d[4 * q + 2 * h + 1]);
+    }
+  }
+  hopper::named_barrier_sync(1, 128);
+  const bool gated = p.epilogue == Epilogue::kSiluMul || p.epilogue == Epilogue::kGeluMul;
+  const int pairs = rows * (gated ? kN / 4 : kN / 2);
+#pragma unroll 1
+  for (int i = thread; i < pairs; i += 128) {
+    const FewPair f = i == thread ? first : few_pair<kN>(p, i, first_column);
+    if (!f.live) continue;
+    const uint32_t from = staging + static_cast<uint32_t>(f.row) * kRow + static_cast<uint32_t>(f.at) * 4;
+    const float2 v = hopper::load_shared_f2(from);
+    store_few<kind>(p, f, v, gated ? hopper::load_shared_f2(from + 32) : v);
+  }
+}
+
+// The RMSNorm of p.m rows into resident x: slices of 8 rows of 64 elements, swizzled, zeros up to `padded`. By the
+// first 128 threads; thread t owns the sum's lanes 8t to 8t + 7, so that of the tree three levels lie in a thread, five
+// in a warp, two between warps.
+template <Operand kind>
+__device__ inline void normalise_rows(const GemmParams& p, uint32_t x_base, int padded) {
+  using numerics::fadd, numerics::ffma, numerics::rms_value;
+  constexpr int kKept = 4;  // eights of a thread that stay in registers; a longer row is read twice
+  __shared__ float warps[2][4];
+  const int thread = static_cast<int>(threadIdx.x), n = p.norm_n, first = thread * 8;
+  const auto load = [&](const float* from, int i, float4& a, float4& b) {
+    a = b = make_float4(0, 0, 0, 0);
+    if (i >= n) return;
+    a = *reinterpret_cast<const float4*>(from + i);
+    b = *reinterpret_cast<const float4*>(from + i + 4);
+  };
+  float4 w[kKept][2], x[kKept][2];
+#pragma unroll
+  for (int v = 0; v < kKept; v++) load(p.norm_weight, first + v * numerics::kSumLanes, w[v][0], w[v][1]);
+  hopper::wait_for_predecessors();
+  for (int r = 0; r < p.m; r++) {
+    const int row = p.norm_rows != nullptr ? p.norm_rows[r] : r;
+    const float* in = p.norm_x + static_cast<int64_t>(row < 0 ? 0 : row) * n;
+#pragma unroll
+    for (int v = 0; v < kKept; v++) load(in, first + v * numerics::kSumLanes, x[v][0], x[v][1]);
+    float lane[8] = {};
+    const auto add = [&](const float4& a, const float4& b) {
+      lane[0] = ffma(a.x, a.x, lane[0]), lane[1] = ffma(a.y, a.y, lane[1]);
+      lane[2] = ffma(a.z, a.z, lane[2]), lane[3] = ffma(a.w, a.w, lane[3]);
+      lane[4] = ffma(b.x, b.x, lane[4]), lane[5] = ffma(b.y, b.y, lane[5]);
+      lane[6] = ffma(b.z, b.z, lane[6]), lane[7] = ffma(b.w, b.w, lane[7]);
+    };
+#pragma unroll
+    for (int v = 0; v < kKept; v++) add(x[v][0], x[v][1]);
+    constexpr int kRest = kKept * numerics::kSumLanes;
+    for (int i = first + kRest; i < n; i += numerics::kSumLanes) {
+      float4 a, b;
+      load(in, i, a, b);
+      add(a, b);
+    }
+    float sum = fadd(fadd(fadd(lane[0], lane[1]), fadd(lane[2], lane[3])),
+                     fadd(fadd(lane[4], lane[5]), fadd(lane[6], lane[7])));
+#pragma unroll
+    for (int h = 1; h < 32; h *= 2) sum = fadd(sum, __shfl_xor_sync(0xffffffff, sum, h));
+    if (thread % 32 == 0) warps[r % 2][thread / 32] = sum;
+    hopper::named_barrier_sync(1, 128);
+    sum = fadd(fadd(warps[r % 2][0], warps[r % 2][1]), fadd(warps[r % 2][2], warps[r % 2][3]));
+    const float scale = numerics::rms_scale(sum, n, p.norm_eps);
+    const auto store = [&](int i, const float4& a, const float4& b, const float4& wa, const float4& wb) {
+      if (i >= padded) return;
+      uint32_t v[4] = {pack<kind>(rms_value(a.x, scale, wa.x), rms_value(a.y, scale, wa.y)),
+                       pack<kind>(rms_value(a.z, scale, wa.z), rms_value(a.w, scale, wa.w)),
+                       pack<kind>(rms_value(b.x, scale, wb.x), rms_value(b.y, scale, wb.y)),
+                       pack<kind>(rms_value(b.z, scale, wb.z), rms_value(b.w, scale, wb.w))};
+      if (row < 0 || i >= n) v[0] = v[1] = v[2] = v[3] = 0;
+      const uint32_t chunk = static_cast<uint32_t>(i % 64 / 8 ^ r % 8);
+      hopper::store_shared_16(x_base + static_cast<uint32_t>(i / 64 * 1024 + r * 128) + chunk * 16, v);
+    };
+#pragma unroll
+    for (int v = 0; v < kKept; v++) store(first + v * numerics::kSumLanes, x[v][0], x[v][1], w[v][0], w[v][1]);
+    for (int i = first + kRest; i < padded; i += numerics::kSumLanes) {
+      float4 a, b, wa, wb;
+      load(in, i, a, b);
+      load(p.norm_weight, i, wa, wb);
+      store(i, a, b, wa, wb);
+    }
+  }
+  hopper::fence_async_proxy();
+  hopper::named_barrier_sync(1, 128);
+}
+
+// One operand's way into the ring, by a whole warp of which one lane issues: so the compiler sees that the copy
+// engine's operands are the same for all lanes. (With a lane of its own a copy took 300 cycles to issue, as long as 14
+// steps of a chain.)
+template <int kSlices>
+struct Feed {
+  const TileWalk& walk;
+  uint32_t full, empty, ring;
+  uint32_t slice_bytes;
+  int rows, sharing, part;  // rows to load of the tile; CTAs that each load a part for all, and this one's part
+  int window;               // stages in flight at most: more only wait in the memory's queues, before others' reads
+  uint16_t mask = 0;        // those CTAs
+
+  // row_of: the first row of a tile's operand.
+  template <typename F>
+  __device__ void run(const CUtensorMap& map, int first_tile, int step, uint64_t policy, const F& row_of) const {
+    using namespace hopper;
+    const GemmParams& p = walk.p;
+    const int part_rows = rows / sharing;
+    const bool whole = sharing == 1 && static_cast<uint32_t>(rows) * 128 == slice_bytes;  // slices lie end to end
+    const uint32_t stage_bytes = kSlices * slice_bytes, filled = kSlices * static_cast<uint32_t>(rows) * 128;
+    const uint32_t to_part = ring + static_cast<uint32_t>(part * part_rows) * 128;
+    int slot = 0;
+    uint32_t phase = 1;
+    for (int tile = first_tile; tile < walk.count(); tile += step) {
+      int mc, nc;
+      walk.at(tile, mc, nc);
+      const int row = row_of(mc, nc) + part * part_rows;
+      for (int stage = 0; stage < p.k_stages; stage++) {
+        const uint32_t bar = full + 8 * slot, to = to_part + static_cast<uint32_t>(slot) * stage_bytes;
+        mbarrier_wait(empty + 8 * slot, phase);
+        if (window < p.stages && (tile != first_tile || stage >= window)) {
+          const bool wrapped = slot < window;  // the slot `window` back; phase ^ 1 is the parity of this round's fills
+          mbarrier_wait(full + 8 * (slot - window + (wrapped ? p.stages : 0)), wrapped ? phase : phase ^ 1);
+        }
+        if (elect_one()) {
+          mbarrier_arrive_expect(bar, filled);
+          if (whole) {
+            tma_load_3d(to, &map, bar, 0, row, stage * kSlices, policy);
+          } else {
+#pragma unroll
+            for (int j = 0; j < kSlices; j++) {
+              if (sharing == 1) {
+                tma_load_3d(to + j * slice_bytes, &map, bar, 0, row, stage * kSlices + j, policy);
+              } else {
+                tma_load_3d_multicast(to + j * slice_bytes, &map, bar, 0, row, stage * kSlices + j, mask, policy);
+              }
+            }
+          }
+        }
+        __syncwarp();
+        if (++slot == p.stages) slot = 0, phase ^= 1;
+      }
+    }
+  }
+};
+
 }  // namespace gemm_detail
 
 // Two warpgroups need more registers than an even share; the third, which only feeds them, gives its own away.
@@ -235,18 +504,22 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
   using namespace hopper;
   using namespace gemm_detail;
   extern __shared__ uint8_t shared_raw[];
-  __shared__ uint64_t barriers[2 * kGemmMaxStages];
-  constexpr uint32_t kSliceRow = 128;  // bytes of 64 elements
+  __shared__ uint64_t barriers[3 * kGemmMaxStages];  // the weights are in, the slot is free, the activations are in
+  constexpr uint32_t kSliceRow = 128;                // bytes of 64 elements
   constexpr uint32_t kWSlice = kN * kSliceRow;
-  const uint32_t full = kept_shared_address(barriers), empty = full + 8 * kGemmMaxStages;
-  const uint32_t x_ring = (kept_shared_address(shared_raw) + 1023) & ~1023u;
+  const uint32_t full = uniform(kept_shared_address(barriers)), empty = full + 8 * kGemmMaxStages;
+  const uint32_t full_x = empty + 8 * kGemmMaxStages;
+  const uint32_t x_ring = (uniform(kept_shared_address(shared_raw)) + 1023) & ~1023u;
   const uint32_t x_slice = static_cast<uint32_t>(p.x_rows) * kSliceRow;
-  const uint32_t w_ring = x_ring + static_cast<uint32_t>(p.stages) * kSlices * x_slice;
+  // x that was normalised here stays: a slot for each of K's stages.
+  const bool resident = kWarpgroups == 1 && p.norm_x != nullptr;
+  const uint32_t w_ring = x_ring + static_cast<uint32_t>(resident ? p.k_stages : p.stages) * kSlices * x_slice;
+  [[maybe_unused]] const uint32_t staging = w_ring + static_cast<uint32_t>(p.stages) * kSlices * kWSlice;
 
   const int thread = static_cast<int>(threadIdx.x);
-  const int warp = __shfl_sync(0xffffffff, thread / 32, 0);  // the compiler sees that a warp takes one branch
+  const int warp = uniform(thread / 32);
   const int cluster_ctas = p.cluster_m * p.cluster_n;
-  const int rank = cluster_ctas > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const int rank = cluster_ctas > 1 ? uniform(static_cast<int>(cluster_rank())) : 0;
   const int rank_m = rank % p.cluster_m, rank_n = rank / p.cluster_m;
   const int first_cluster = static_cast<int>(blockIdx.x) / cluster_ctas;
   const int clusters = static_cast<int>(gridDim.x) / cluster_ctas;
@@ -255,7 +528,8 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
 
   if (thread == 0) {
     for (int s = 0; s < p.stages; s++) {
-      mbarrier_init(&barriers[s], 2);  // the weights' and the activations' bytes
+      mbarrier_init(&barriers[s], 1);
+      mbarrier_init(&barriers[2 * kGemmMaxStages + s], 1);
       mbarrier_init(&barriers[kGemmMaxStages + s], static_cast<uint32_t>(4 * kWarpgroups * sharers));
     }
     mbarrier_init_fence();
@@ -270,46 +544,22 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
   if (warp >= kWarpgroups * 4) {
     if constexpr (kWarpgroups > 1) lower_registers<40>();
     const int role = warp - kWarpgroups * 4;  // one warp asks for the weights, one for the activations
-    if (thread % 32 == 0 && role < 2) {
-      const bool is_w = role == 0;
-      const CUtensorMap* map = is_w ? &w_map : &x_map;
-      // Weights that one row of tiles streams pass through the L2 once; few activations are to stay there.
-      const uint64_t policy = is_w ? (p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy())
-                                   : (p.m <= 512 ? evict_last_policy() : evict_normal_policy());
-      const uint32_t slice_bytes = is_w ? kWSlice : x_slice;
-      const int sharing = is_w ? p.cluster_m : p.cluster_n;  // CTAs that each load a part of the tile for all
-      const int part_rows = (is_w ? kN : p.x_rows) / sharing, part = is_w ? rank_m : rank_n;
-      uint16_t mask = 0;
-      for (int i = 0; i < sharing; i++) {
-        mask = static_cast<uint16_t>(mask | 1 << (is_w ? i + rank_n * p.cluster_m : rank_m + i * p.cluster_m));
-      }
-      const uint32_t ring = (is_w ? w_ring : x_ring) + static_cast<uint32_t>(part * part_rows) * kSliceRow;
-      const uint32_t stage_bytes = kSlices * slice_bytes;
-
-      // Weights do not wait for the kernel before this one, activations do.
-      if (!is_w) wait_for_predecessors();
-      int slot = 0;
-      uint32_t phase = 1;
-      for (int tile = first_cluster; tile < walk.count(); tile += clusters) {
-        int mc, nc;
-        walk.at(tile, mc, nc);
-        const int first_row = is_w ? (nc * p.cluster_n + rank_n) * kN : (mc * p.cluster_m + rank_m) * 64 * kWarpgroups;
-        const int row = first_row + part * part_rows;
-        for (int stage = 0; stage < p.k_stages; stage++) {
-          const uint32_t bar = full + 8 * slot, to = ring + static_cast<uint32_t>(slot) * stage_bytes;
-          mbarrier_wait(empty + 8 * slot, phase);
-          mbarrier_arrive_expect(bar, stage_bytes);
-          if (sharing == 1) {
-            tma_load_3d(to, map, bar, 0, row, stage * kSlices, policy);
-          } else {
-#pragma unroll
-            for (int j = 0; j < kSlices; j++) {
-              tma_load_3d_multicast(to + j * slice_bytes, map, bar, 0, row, stage * kSlices + j, mask, policy);
-            }
-          }
-          if (++slot == p.stages) slot = 0, phase ^= 1;
-        }
-      }
+    if (role == 0) {
+      Feed<kSlices> feed{walk, full, empty, w_ring, kN * kSliceRow, kN, p.cluster_m, rank_m, p.window};
+      for (int i = 0; i < p.cluster_m; i++)
+        feed.mask = static_cast<uint16_t>(feed.mask | 1 << (i + rank_n * p.cluster_m));
+      // Weights that one row of tiles streams pass through the L2 once. They do not wait for the kernel before this
+      // one.
+      feed.run(w_map, first_cluster, clusters, p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy(),
+               [&](int, int nc) { return (nc * p.cluster_n + rank_n) * kN; });
+    } else if (role == 1 && !resident) {
+      Feed<kSlices> feed{walk, full_x, empty, x_ring, x_slice, p.x_load, p.cluster_n, rank_n, p.stages};
+      for (int i = 0; i < p.cluster_n; i++)
+        feed.mask = static_cast<uint16_t>(feed.mask | 1 << (rank_m + i * p.cluster_m));
+      wait_for_predecessors();
+      // Few activations are to stay in the L2.
+      feed.run(x_map, first_cluster, clusters, p.m <= 512 ? evict_last_policy() : evict_normal_policy(),
+               [&](int mc, int) { return (mc * p.cluster_m + rank_m) * 64 * kWarpgroups; });
     }
     __syncwarp();
   } else {
@@ -329,18 +579,39 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
 
     const uint64_t a0 = k_major_descriptor(x_ring + static_cast<uint32_t>(warpgroup) * 64 * kSliceRow);
     const uint64_t b0 = k_major_descriptor(w_ring);
-    wait_for_predecessors();  // before the first write or residual read
+    [[maybe_unused]] FewPair pair;
     int slot = 0;
     uint32_t phase = 0;
-    for (int tile = first_cluster; tile < walk.count(); tile += clusters) {
+    // The instructions were last used a layer ago and come from memory, a microsecond a piece. With few rows the time
+    // before the predecessor's end is used to fetch them: one round of the loop on whatever the slots hold, not stored.
+    const int rounds_before = kWarpgroups == 1 && p.few_rows ? 1 : 0;
+    for (int tile = first_cluster - rounds_before * clusters; tile < walk.count(); tile += clusters) {
+      const bool real = tile >= first_cluster;
+      int mc, nc;
+      walk.at(real ? tile : first_cluster, mc, nc);
+      const int first_column = (nc * p.cluster_n + rank_n) * kN;
+      if constexpr (kWarpgroups == 1) {
+        // Slots, positions and tables are the step's inputs: no kernel writes them.
+        if (p.few_rows && p.rotate && real) pair = few_pair<kN>(p, thread, first_column);
+        if (resident && tile == first_cluster) normalise_rows<kKind>(p, x_ring, 64 * kSlices * p.k_stages);
+      }
+      if (tile == first_cluster) wait_for_predecessors();  // before the first write or residual read
+      if constexpr (kWarpgroups == 1) {
+        if (p.few_rows && !p.rotate && real) pair = few_pair<kN>(p, thread, first_column);
+      }
+      const int stages = real ? p.k_stages : 1;
       float d[kN / 2] = {};
       [[maybe_unused]] float sum[kN <= 128 ? kN / 2 : 1];
       int previous = -1;
-      for (int start = 0; start < p.k_stages; start += p.chunk_stages) {
-        const int end = min(start + p.chunk_stages, p.k_stages);
+      bool ready = false;
+      for (int start = 0; start < stages; start += p.chunk_stages) {
+        const int end = min(start + p.chunk_stages, stages);
         for (int stage = start; stage < end; stage++) {
-          mbarrier_wait(full + 8 * slot, phase);
-          const uint64_t a = a0 + static_cast<uint32_t>(slot) * (kSlices * x_slice >> 4);
+          if (real && !ready) {
+            mbarrier_wait(full + 8 * slot, phase);
+            if (!resident) mbarrier_wait(full_x + 8 * slot, phase);
+          }
+          const uint64_t a = a0 + static_cast<uint32_t>(resident ? stage : slot) * (kSlices * x_slice >> 4);
           const uint64_t b = b0 + static_cast<uint32_t>(slot) * (kSlices * kWSlice >> 4);
           pin_registers(d);
           wgmma_fence();
@@ -352,10 +623,14 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
             }
           }
           wgmma_commit();
-          wgmma_wait<1>();  // all but this stage's steps are done
+          const int filled = slot;
+          if (real && ++slot == p.stages) slot = 0, phase ^= 1;
+          ready =
+              mbarrier_test(full + 8 * slot, phase) &&
+              (resident || mbarrier_test(full_x + 8 * slot, phase));  // asked while the tensor cores still have work
+          wgmma_wait<1>();                                            // all but this stage's steps are done
           if (previous >= 0) release(previous);
-          previous = slot;
-          if (++slot == p.stages) slot = 0, phase ^= 1;
+          if (real) previous = filled;
         }
         if constexpr (kN <= 128) {
           if (p.chunk_stages < p.k_stages) {
@@ -371,18 +646,24 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
       }
       wgmma_wait<0>();
       pin_registers(d);
-      release(previous);
+      if (real) release(previous);
       if constexpr (kN <= 128) {
         if (p.chunk_stages < p.k_stages) {
 #pragma unroll
           for (int i = 0; i < kN / 2; i++) d[i] = sum[i];
         }
       }
-      int mc, nc;
-      walk.at(tile, mc, nc);
       const int row = (mc * p.cluster_m + rank_m) * 64 * kWarpgroups + warp * 16 + lane / 4;
-      const int column0 = (nc * p.cluster_n + rank_n) * kN + 2 * (lane % 4);
-      epilogue<kN, kKind>(d, p, row, column0);
+      const int column0 = first_column + 2 * (lane % 4);
+      if constexpr (kWarpgroups == 1) {
+        if (p.few_rows) {
+          few_rows_epilogue<kN, kKind>(d, p, staging, first_column, pair, real ? p.m : 1);
+        } else {
+          epilogue<kN, kKind>(d, p, row, column0);
+        }
+      } else {
+        epilogue<kN, kKind>(d, p, row, column0);
+      }
     }
   }
   // No CTA leaves while another may still write into its shared memory or signal its barriers.

@@ -43,7 +43,8 @@ double estimate_us(const GemmShape& s, const GemmPlan& p) {
 }  // namespace
 
 const std::vector<GemmTile>& gemm_tiles() {
-  static const std::vector<GemmTile> tiles = {{1, 8, 2},  {1, 16, 2},  {1, 24, 2},  {1, 32, 2},  {1, 48, 2}, {1, 56, 2},
+  static const std::vector<GemmTile> tiles = {{1, 8, 2},  {1, 16, 2},  {1, 24, 2},  {1, 32, 2},  {1, 48, 2},
+                                              {1, 56, 2}, {1, 16, 4},  {1, 24, 4},  {1, 32, 4},  {1, 48, 4},
                                               {1, 64, 2}, {1, 112, 2}, {1, 128, 2}, {2, 128, 1}, {2, 256, 1}};
   return tiles;
 }
@@ -68,15 +69,24 @@ GemmPlan gemm_plan_for(const GemmShape& s, const GemmTile& t, int cluster_m, int
   p.m_tiles = static_cast<int>(ceil_div(s.m, rows));
   p.n_tiles = static_cast<int>(ceil_div(s.n, t.tile_n));
 
-  const int stage_bytes = t.slices * (p.x_rows + t.tile_n) * kSliceBytes;
   const int k_stages = static_cast<int>(ceil_div(s.k, 64 * t.slices));
+  const int x_stage = t.slices * p.x_rows * kSliceBytes;
+  p.few_rows = t.warpgroups == 1 && s.m <= kGemmFewRows;
+  const int resident_bytes =
+      (s.normed ? k_stages * x_stage : 0) +
+      (p.few_rows ? static_cast<int>(s.m) * (t.tile_n + 4) * static_cast<int>(sizeof(float)) : 0);
+  const int stage_bytes = t.slices * t.tile_n * kSliceBytes + (s.normed ? 0 : x_stage);
   // The deepest ring: 11.2 against 10.7 µs (M 1, 4096×4096) where half the shared memory is left for the next kernel.
-  p.stages = std::min(kMaxStages, kSharedBytes / stage_bytes);
+  p.stages = std::min(kMaxStages, (kSharedBytes - resident_bytes) / stage_bytes);
   // A stage more than K has is of use only where a CTA walks on to another tile; at least 4, or 8 KB of weights, keep
   // the tensor cores' reads past few rows inside the shared memory.
   const int64_t clusters = sm_count / (cluster_m * cluster_n);
   if (p.cluster_tiles() <= clusters) p.stages = std::min(p.stages, std::max(k_stages, 4));
-  p.shared_bytes = p.stages * stage_bytes + 1024;
+  // 48 KB of each SM in flight are all the memory takes (4.3 TB/s times a microsecond and a half); more would stand in
+  // its queues before what other kernels wait for.
+  constexpr int kWindowBytes = 48 * 1024;
+  p.window = s.m <= 64 ? std::clamp(kWindowBytes / (t.slices * t.tile_n * kSliceBytes), 2, p.stages) : p.stages;
+  p.shared_bytes = resident_bytes + p.stages * stage_bytes + 1024;
 
   const int64_t waves = ceil_div(p.cluster_tiles(), clusters);
   p.ctas = static_cast<int>(ceil_div(p.cluster_tiles(), waves)) * cluster_m * cluster_n;
@@ -92,7 +102,11 @@ namespace {
 // of the fewest the widest tile, which has the fewest chains and ends. Clusters did not pay (M 64: 10.9 µs
 // without, 12.1 with).
 GemmPlan plan_for_few_rows(const GemmShape& s, int sm_count) {
-  const auto usable = [&](const GemmTile& t) { return t.warpgroups == 1 && gemm_tile_fits(s, t, 1, 1); };
+  // A stage costs the warps that run it as much as eight steps of a chain, so few rows take longer ones.
+  const auto usable = [&](const GemmTile& t) {
+    const bool longer = s.m <= kGemmFewRows && t.tile_n >= 16 && t.tile_n <= 48;
+    return t.warpgroups == 1 && t.slices == (longer ? 4 : 2) && gemm_tile_fits(s, t, 1, 1);
+  };
   const auto rows_of_busiest = [&](const GemmTile& t) {
     return ceil_div(ceil_div(s.n, t.tile_n), sm_count) * t.tile_n;
   };

@@ -21,7 +21,9 @@ struct GemmPlan {
   GemmTile tile;
   int cluster_m = 1, cluster_n = 1;  // CTAs of a cluster along M share the weights' tile, along N the activations'
   int x_rows = 0;                    // rows of x loaded a tile: a multiple of 8, at most 64 · warpgroups
+  bool few_rows = false;             // at most 16 rows of x: the epilogue's form for them, with memory of its own
   int stages = 0;
+  int window = 0;                // of them in flight at most, as far as the weights go
   int m_tiles = 0, n_tiles = 0;  // in CTAs, not rounded to clusters
   int group_m = 1;  // clusters along M that walk the weights together, so that the L2 holds what they share
   int ctas = 0;     // grid, a multiple of the cluster; each walks tiles until none is left
@@ -36,8 +38,13 @@ struct GemmPlan {
 struct GemmShape {
   int64_t m = 0, n = 0, k = 0;  // n: rows as stored (linear_cuda.h)
   bool gated = false;           // gate and up must fall into one tile: tile_n a multiple of 16
+  bool normed = false;          // the kernel takes x's RMSNorm itself and keeps all of x in shared memory
   bool chunked = false;         // N7's narrow matrices: a second set of accumulators, so tile_n ≤ 128
 };
+
+constexpr int64_t kGemmFewRows = 16;  // whose epilogue goes through shared memory, and can rotate
+// Most rows, and most of K, for GemmShape::normed.
+constexpr int64_t kGemmNormedRows = 2, kGemmNormedK = 8192;
 
 // True where the tile can serve the shape at all.
 bool gemm_tile_fits(const GemmShape& shape, const GemmTile& tile, int cluster_m, int cluster_n);

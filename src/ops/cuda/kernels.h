@@ -28,12 +28,15 @@ struct KernelContext {
 };
 constexpr int kCounters = 1 << 16;
 
-void launch_gemm(const GemmArgs& args, const KernelContext& context);                           // gemm.cpp
+void launch_gemm(const GemmArgs& args, const KernelContext& context);  // gemm.cpp
+// The same after `norm` and before `rope`, either of which may be null: one kernel where it can be.
+void launch_gemm_between(const RmsNormArgs* norm, const GemmArgs& args, const RopeCacheArgs* rope,
+                         const KernelContext& context);                                         // gemm.cpp
 void launch_embed(const EmbedArgs& args, const KernelContext& context);                         // embed.cu
 void launch_rms_norm(const RmsNormArgs& args, const KernelContext& context);                    // rms_norm.cu
 void launch_rope_cache(const RopeCacheArgs& args, const KernelContext& context);                // rope_cache.cu
 void launch_attention(const AttentionArgs& args, const KernelContext& context);                 // attention.cu
-void launch_topk_per_row(const TopkPerRowArgs& args, const KernelContext& context);             // topk_per_row.cu
+void launch_topk_per_row(const TopkPerRowArgs& args, const KernelContext& context);              // topk_per_row.cu
 void launch_sample(SamplerSlots& slots, const SampleArgs& args, const KernelContext& context);  // sampling.cu
 void launch_log_probs(const LogProbArgs& args, const KernelContext& context);                   // sampling.cu
 std::unique_ptr<SamplerSlots> make_sampler_slots(int slots, int64_t vocab,

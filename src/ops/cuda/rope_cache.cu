@@ -10,6 +10,7 @@
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/rope_device.h"
 
 namespace isobit::cuda {
 namespace {
@@ -133,14 +134,6 @@ __device__ void rotate(const RopeCacheArgs& a, int64_t position, int lane, float
   for (int e = 0; e < kPer; e++) x[e] = buffer[lane * kPer + e];
 }
 
-// Whether both elements are finite; one that is not becomes +0 where `replace` asks for it.
-__device__ bool check_finite(uint32_t& packed, uint32_t exponent, bool replace) {
-  const bool low = (packed & exponent) != exponent, high = (packed & exponent << 16) != exponent << 16;
-  if (replace && !low) packed &= 0xffff0000;
-  if (replace && !high) packed &= 0x0000ffff;
-  return low && high;
-}
-
 template <int kPer>
 __device__ bool store_16(uint16_t* out, DType type, bool to_cache, int lane, int dim, const float* x) {
   constexpr int kUnit = kPer < 4 ? kPer : 4;
@@ -187,17 +180,6 @@ __device__ bool store_e4m3(uint8_t* out, float scale, int lane, int dim, const f
   return finite;
 }
 
-// Where a token's heads lie in the cache: elements from the start.
-struct CachePlace {
-  int64_t first, head_stride;
-};
-__device__ CachePlace cache_place(const KvCacheView& c, int64_t slot) {
-  const uint32_t page_size = static_cast<uint32_t>(c.page_size), page = static_cast<uint32_t>(slot) / page_size;
-  const uint32_t offset = static_cast<uint32_t>(slot) - page * page_size;
-  const int64_t stride = static_cast<int64_t>(c.page_size) * c.head_dim;
-  return {page * c.kv_heads * stride + static_cast<int64_t>(offset) * c.head_dim, stride};
-}
-
 template <int kPer>
 __device__ bool store_cache(const RopeCacheArgs& a, const CachePlace& place, int head, bool key, int lane,
                             const float* x) {
@@ -230,7 +212,8 @@ __device__ bool finish_head(const RopeCacheArgs& a, int64_t token, int head, con
 
 // A warp takes kHeads heads of a token, kWarps apart, and asks for them before it looks at anything else.
 template <int kPer, int kHeads>
-__global__ __launch_bounds__(kWarps * 32) void rope_cache_kernel(const __grid_constant__ RopeCacheArgs a) {
+__global__ __launch_bounds__(kWarps * 32,
+                             kHeads > 1 ? 3 : 1) void rope_cache_kernel(const __grid_constant__ RopeCacheArgs a) {
   __shared__ float buffers[kWarps][kPer * 32];
   hopper::launch_dependents();
   hopper::wait_for_predecessors();
@@ -246,8 +229,7 @@ __global__ __launch_bounds__(kWarps * 32) void rope_cache_kernel(const __grid_co
   }
   const int64_t slot = a.slots[token], position = a.positions[token];
   if (slot < 0) return;
-  // The engine lets neither through; a request that had them ends.
-  if (slot >= a.cache.pages * a.cache.page_size || (a.cos != nullptr && (position < 0 || position >= a.max_position))) {
+  if (!in_bounds(a, slot, position)) {
     if (a.nonfinite != nullptr) a.nonfinite[token] = 1;
     return;
   }

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "ops/cuda/device.h"
+#include "ops/cuda/scatter.h"
 
 namespace isobit::cuda {
 
@@ -55,6 +56,46 @@ void Staging::download(void* to, const void* from, size_t bytes) {
     check(cudaStreamSynchronize(stream_), "waiting for the GPU");
     std::memcpy(static_cast<std::byte*>(to) + done, pinned, part);
     done += part;
+  }
+}
+
+void Staging::upload_all(std::span<const Upload> parts) {
+  ScatterParts together;
+  size_t total = 0;
+  for (const Upload& p : parts) total += p.bytes;
+  if (parts.size() > together.part.size() || total > half_bytes_ / 2) {
+    for (const Upload& p : parts) upload(p.to, p.from, p.bytes);
+    return;
+  }
+  std::byte* pinned = take(total);
+  for (const Upload& p : parts) {
+    if (p.bytes == 0) continue;
+    std::memcpy(pinned, p.from, p.bytes);
+    together.part[static_cast<size_t>(together.count++)] = {static_cast<uint32_t*>(p.to),
+                                                            reinterpret_cast<const uint32_t*>(pinned), p.bytes / 4};
+    pinned += p.bytes;
+  }
+  launch_scatter(together, stream_);
+}
+
+void Staging::download_all(std::span<const Download> parts) {
+  size_t total = 0;
+  for (const Download& p : parts) total += p.bytes;
+  if (total > half_bytes_) {
+    for (const Download& p : parts) download(p.to, p.from, p.bytes);
+    return;
+  }
+  std::byte* const pinned = take(total);
+  std::byte* at = pinned;
+  for (const Download& p : parts) {
+    if (p.bytes > 0) check(cudaMemcpyAsync(at, p.from, p.bytes, cudaMemcpyDeviceToHost, stream_), "download");
+    at += p.bytes;
+  }
+  check(cudaStreamSynchronize(stream_), "waiting for the GPU");
+  at = pinned;
+  for (const Download& p : parts) {
+    if (p.bytes > 0) std::memcpy(p.to, at, p.bytes);
+    at += p.bytes;
   }
 }
 

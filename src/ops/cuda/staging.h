@@ -5,6 +5,9 @@
 
 #include <array>
 #include <cstddef>
+#include <span>
+
+#include "ops/backend.h"
 
 namespace isobit::cuda {
 
@@ -19,6 +22,9 @@ class Staging {
   void upload(void* to, const void* from, size_t bytes);
   // Waits for the stream.
   void download(void* to, const void* from, size_t bytes);
+  // All in one kernel that reads the pinned memory, or one wait. Parts' addresses and bytes are multiples of 4.
+  void upload_all(std::span<const Upload> parts);
+  void download_all(std::span<const Download> parts);
   size_t half_bytes() const { return half_bytes_; }
 
  private:

@@ -72,10 +72,6 @@ __device__ inline void tma_load_3d_multicast(uint32_t to, const CUtensorMap* map
       : "memory");
 }
 
-// Asks for `bytes` of global memory to be in the L2 and waits for nothing; both multiples of 16.
-__device__ inline void prefetch_l2(const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
 __device__ inline void tma_load_4d_multicast(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, int y, int z,
                                              int w, uint16_t mask, uint64_t policy) {
   asm volatile(

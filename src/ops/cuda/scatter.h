@@ -1,0 +1,22 @@
+#pragma once
+// Many small copies in one launch.
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace isobit::cuda {
+
+struct ScatterPart {
+  uint32_t* to = nullptr;
+  const uint32_t* from = nullptr;  // device memory, or pinned host memory
+  size_t words = 0;
+};
+struct ScatterParts {
+  std::array<ScatterPart, 16> part;
+  int count = 0;
+};
+void launch_scatter(const ScatterParts& parts, cudaStream_t stream);
+
+}  // namespace isobit::cuda
