@@ -290,11 +290,11 @@ std::vector<Engine::Part> Engine::schedule() {
   return parts;
 }
 
-void Engine::fill_inputs(const std::vector<Part>& parts) {
-  const StepLimits& limits = decoder_->limits();
+// What the step's operators read, padding up to its shape included.
+void Engine::fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows) {
   const StepInputs& in = decoder_->inputs();
-  const auto tokens = static_cast<size_t>(limits.tokens), requests = static_cast<size_t>(limits.requests),
-             rows = static_cast<size_t>(limits.logit_rows), stride = static_cast<size_t>(limits.table_stride);
+  const auto tokens = static_cast<size_t>(shape.tokens), requests = static_cast<size_t>(shape.requests),
+             rows = static_cast<size_t>(logit_rows), stride = static_cast<size_t>(decoder_->limits().table_stride);
   std::vector<int32_t> token(tokens, -1), position(tokens, 0), start(requests + 1, 0), kv(requests, 0), row(rows, -1),
       slot(rows, -1), at(rows, 0), table(parts.size() * stride, 0);
   std::vector<int64_t> place(tokens, -1);
@@ -321,19 +321,14 @@ void Engine::fill_inputs(const std::vector<Part>& parts) {
     }
   }
   std::fill(start.begin() + static_cast<long>(b), start.end(), static_cast<int32_t>(t));
-  backend_->upload(in.tokens.data(), token.data(), tokens * 4);
-  backend_->upload(in.positions.data(), position.data(), tokens * 4);
-  backend_->upload(in.slots.data(), place.data(), tokens * 8);
-  backend_->upload(in.query_start.data(), start.data(), (requests + 1) * 4);
-  backend_->upload(in.kv_len.data(), kv.data(), requests * 4);
-  backend_->upload(in.page_table.data(), table.data(), table.size() * 4);
-  backend_->upload(in.logit_rows.data(), row.data(), rows * 4);
-  backend_->upload(sample_.slots.data(), slot.data(), rows * 4);
-  backend_->upload(sample_.positions.data(), at.data(), rows * 4);
+  const auto all = [](const Buffer& to, const auto& v) { return Upload{to.data(), v.data(), v.size() * sizeof(v[0])}; };
+  const Upload uploads[] = {all(in.tokens, token),      all(in.positions, position), all(in.slots, place),
+                            all(in.query_start, start), all(in.kv_len, kv),          all(in.page_table, table),
+                            all(in.logit_rows, row),    all(sample_.slots, slot),    all(sample_.positions, at)};
+  backend_->upload_all(uploads);
 }
 
 void Engine::run(const std::vector<Part>& parts) {
-  fill_inputs(parts);
   StepShape shape;
   int32_t sampled = 0, longest = 1, largest = 1;
   bool observed = false;
@@ -349,6 +344,7 @@ void Engine::run(const std::vector<Part>& parts) {
   shape.max_query = std::min(backend_->bucket(longest), shape.tokens);
   shape.max_kv = std::min(backend_->bucket(largest), decoder_->limits().table_stride * options_.page_size);
   const int32_t rows = std::min(backend_->bucket(sampled), decoder_->limits().logit_rows);
+  fill_inputs(parts, shape, rows);
   const StepKey key{shape.tokens, shape.requests, rows, shape.max_query, shape.max_kv, 0};
   const auto operators = [&] {
     decoder_->forward(shape, *pages_);
@@ -390,16 +386,14 @@ void Engine::collect(const std::vector<Part>& parts) {
   }
   std::vector<int32_t> token(sampled), status(sampled), flags(rows), ids(top ? sampled * kMaxTopLogprobs : 0);
   std::vector<float> logprob(sampled), best(ids.size());
-  backend_->download(flags.data(), decoder_->nonfinite(), rows * 4);
-  if (sampled > 0) {
-    backend_->download(token.data(), sample_.tokens.data(), sampled * 4);
-    backend_->download(status.data(), sample_.status.data(), sampled * 4);
-    backend_->download(logprob.data(), sample_.logprobs.data(), sampled * 4);
-  }
-  if (top) {
-    backend_->download(ids.data(), sample_.top_ids.data(), ids.size() * 4);
-    backend_->download(best.data(), sample_.top_logprobs.data(), best.size() * 4);
-  }
+  const auto all = [](auto& v, const Buffer& from) { return Download{v.data(), from.data(), v.size() * sizeof(v[0])}; };
+  const Download downloads[] = {{flags.data(), decoder_->nonfinite(), rows * 4},
+                                all(token, sample_.tokens),
+                                all(status, sample_.status),
+                                all(logprob, sample_.logprobs),
+                                all(ids, sample_.top_ids),
+                                all(best, sample_.top_logprobs)};
+  backend_->download_all(downloads);
   if (std::ranges::any_of(flags, [](int32_t f) { return f != 0; })) {
     const std::vector<int32_t> none(rows, 0);
     backend_->upload(decoder_->nonfinite(), none.data(), rows * 4);

@@ -79,7 +79,7 @@ class Engine {
   bool reserve(Sequence& s, int32_t tokens);
   bool make_room(const Sequence& wanting);
   void preempt(Sequence& s);
-  void fill_inputs(const std::vector<Part>& parts);
+  void fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
   void run(const std::vector<Part>& parts);
   void observe_logits(const std::vector<Part>& parts);
   void score_prompt(const Part& part, const float* logits, int32_t first, int32_t rows);
