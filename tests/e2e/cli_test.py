@@ -327,7 +327,7 @@ class Run(Case):
 class Interrupts(Case):
     def test_ctrl_c_without_an_answer_running(self):
         text = self.write("text.txt", "word " * 90)
-        for words in (["score", "-m", self.model, text], ["verify", self.model]):
+        for words in (["score", "-m", self.model, text], ["verify", self.model, "--prompts", self.write("p.txt", "Hi\n")]):
             p = self.start(*words)
             time.sleep(0.2)
             p.send_signal(signal.SIGINT)
