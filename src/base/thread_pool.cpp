@@ -9,8 +9,8 @@ namespace {
 // starts in well under a microsecond.
 constexpr int kSpins = 2000;
 
-// True as soon as `ready` is, false after the spins. The gaps between pauses are long: a hypervisor takes a tight row of
-// pauses for a waiting guest and takes its core away.
+// True as soon as `ready` is, false after the spins. The gaps between pauses are long: a hypervisor takes a tight row
+// of pauses for a waiting guest and takes its core away.
 template <typename Ready>
 bool spin(Ready ready) {
   for (int i = 0; i < kSpins; i++) {

@@ -142,8 +142,9 @@ void SampleArgs::check() const {
   check_pointer("sample", "tokens", tokens);
   check_pointer("sample", "status", status);
   if (allowed == nullptr) return;
-  require(allowed_stride >= (vocab + 31) / 32, "sample: allowed_stride is {} words; a row of {} tokens needs at least {}",
-          allowed_stride, vocab, (vocab + 31) / 32);
+  require(allowed_stride >= (vocab + 31) / 32,
+          "sample: allowed_stride is {} words; a row of {} tokens needs at least {}", allowed_stride, vocab,
+          (vocab + 31) / 32);
 }
 
 void LogProbArgs::check() const {
