@@ -37,8 +37,8 @@ __device__ inline uint64_t k_major_descriptor(uint32_t tile, uint32_t group_byte
 __device__ inline uint64_t k_major_descriptor(const void* tile, uint32_t group_bytes = 1024) {
   return k_major_descriptor(shared_address(tile), group_bytes);
 }
-// MN-major (kTransposeB = 1): a row holds 64 elements of N for one k; 8 rows of k follow each other every 128 bytes, the
-// next 8 stand group_bytes apart, the next 64 of N n_block_bytes. The next 16 of K are 2 · group_bytes further:
+// MN-major (kTransposeB = 1): a row holds 64 elements of N for one k; 8 rows of k follow each other every 128 bytes,
+// the next 8 stand group_bytes apart, the next 64 of N n_block_bytes. The next 16 of K are 2 · group_bytes further:
 // descriptor + 128 where rows are dense.
 __device__ inline uint64_t mn_major_descriptor(uint32_t tile, uint32_t n_block_bytes, uint32_t group_bytes = 1024) {
   return (static_cast<uint64_t>(tile & 0x3ffff) >> 4) | (static_cast<uint64_t>(n_block_bytes >> 4) << 16) |
