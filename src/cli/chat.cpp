@@ -52,6 +52,7 @@ class Conversation {
       o.cancel = &interrupt.flag();
       o.on_text = [](std::string_view t) { std::cout << t << std::flush; };
       const Answer answer = session_.generate(session_.chat_prompt(messages_), o);
+      if (interrupt.raised()) std::cout.clear();  // Ctrl-C may have cut a write short
       std::cout << "\n" << std::flush;
       std::cerr << summary(answer, o, session_) << "\n";
       messages_.push_back({"assistant", answer.text});

@@ -54,6 +54,7 @@ int run_prompt(RunFlags& f) {
   o.cancel = &interrupt.flag();
   if (!f.json) o.on_text = [](std::string_view text) { std::cout << text << std::flush; };
   const Answer answer = session->generate(std::move(tokens), o);
+  if (interrupt.raised()) std::cout.clear();  // Ctrl-C may have cut a write short
   if (f.json) {
     std::cout << answer_json(answer, o, *session) << "\n";
   } else {
