@@ -418,6 +418,13 @@ HWY_INLINE void RunSingle(const GemmJob& job, const PackedLinear::Panel& p, int6
   SingleChains<8>(p.format, g, steps, value, below, acc);
 }
 
+// Not inlined: no arithmetic may move in or out, where the rounding mode is another.
+HWY_NOINLINE bool RunTwelve(const TwelveChain& chain, float* acc) {
+  bool exact = true;
+  for (int block = 0; block < kPanel; block += static_cast<int>(hn::Lanes(W16()))) exact &= chain.Run(block, acc);
+  return exact;
+}
+
 // Groups [from, to) of a kTwelve panel by the general step.
 void SpilledGroups(const GemmJob& job, const PackedLinear::Panel& p, int64_t row, int64_t from, int64_t to,
                    GemmScratch& s, float* acc) {

@@ -173,13 +173,6 @@ struct TwelveChain {
   }
 };
 
-// Not inlined: no arithmetic may move in or out, where the rounding mode is another.
-HWY_NOINLINE bool RunTwelve(const TwelveChain& chain, float* acc) {
-  bool exact = true;
-  for (int block = 0; block < kPanel; block += static_cast<int>(hn::Lanes(W16()))) exact &= chain.Run(block, acc);
-  return exact;
-}
-
 #endif
 
 // The words of one group in order: [k][output].
