@@ -251,7 +251,7 @@ void TileRun<kind>::probabilities(Row& row, float* score, float* rounded) {
     largest = hn::IfThenElse(hn::Gt(s, largest), s, largest);  // a NaN loses
   }
   const float factor = scale_.factor();
-  row.alpha = numerics::attention_grow(row.sums, hn::GetLane(hn::MaxOfLanes(d, largest)), factor);
+  row.alpha = numerics::attention_grow(row.sums, LargestLane(d, largest), factor);
   const float r = row.sums.r;
   const auto minus_r = hn::Set(d, r == numerics::kMinusInf ? 0.0f : -r), scale = hn::Set(d, factor);
   for (size_t j = 0; j < block_; j += hn::Lanes(d)) {

@@ -55,6 +55,17 @@ HWY_INLINE hn::Vec<D> LoadBF16(D d, const uint16_t* from) {
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(U32Of<D>(), hn::LoadU(d16, from))));
 }
 
+// The largest lane; NaN loses. Not hn::MaxOfLanes: the emulated one (clang's scalar target) starts at the lowest finite
+// value and so misses that all are -infinity.
+template <class D>
+HWY_INLINE float LargestLane(D d, hn::Vec<D> v) {
+  HWY_ALIGN float lane[hn::MaxLanes(D())];
+  hn::Store(v, d, lane);
+  float largest = lane[0];
+  for (size_t i = 1; i < hn::Lanes(d); i++) largest = lane[i] > largest || largest != largest ? lane[i] : largest;
+  return largest;
+}
+
 // a·b + c with one rounding, also on targets without an FMA instruction.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Fma(D d, V a, V b, V c) {

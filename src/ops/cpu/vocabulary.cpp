@@ -35,10 +35,7 @@ VocabularyScan Scan(const float* y, int64_t n, float factor, float* z) {
     largest = hn::IfThenElse(hn::Gt(v, largest), v, largest);
   }
   s.ok = hn::AllTrue(d, good);
-  // Not MaxOfLanes: Highway's emulated one (clang's scalar target) starts at the lowest finite value.
-  float of_lane[hn::MaxLanes(F32())];
-  hn::StoreU(largest, d, of_lane);
-  for (int64_t j = 0; j < lanes; j++) s.largest = of_lane[j] > s.largest ? of_lane[j] : s.largest;
+  s.largest = std::max(s.largest, LargestLane(d, largest));
   for (; i < n; i++) {
     const float v = factor == 1.0f ? y[i] : numerics::fmul(y[i], factor);
     if (z != nullptr) z[i] = v;
