@@ -73,9 +73,24 @@ def table(record, op):
     return "\n" + "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
 
 
+def cpu_table(root):
+    """bench/results/cpu.json, what `isobit bench cpu --json` printed."""
+    r = json.loads((root / "bench/results/cpu.json").read_text())
+    lines = ["| | isobit | llama.cpp | ratio |", "| --- | ---: | ---: | ---: |",
+             f"| prefill of {r['prefill_tokens']} tokens, tok/s | {r['prefill_tok_s']:.0f} | {r['peer_prefill_tok_s']:.0f} "
+             f"| {r['prefill_ratio']:.2f} |"]
+    for d in r["decode"]:
+        lines.append(f"| decode at context {d['context']}, tok/s | {d['tok_s']:.0f} | {d['peer_tok_s']:.0f} | {d['ratio']:.2f} |")
+    lines.append(f"| peak resident memory, MiB | {r['rss_kib'] / 1024:.0f} | {r['peer_rss_kib'] / 1024:.0f} | {r['rss_ratio']:.2f} |")
+    lines.append(f"| model ready after, s | {r['load_s']:.2f} | | |")
+    return "\n" + "\n".join(lines) + f"\n\n{r['device']}; {r['peer']}; medians of {r['repetitions']} turns.\n"
+
+
 def figure(record, what):
-    """The text of a marker: `table OP`, `value OP CASE FIELD` (us, floor_us or a peer's name), `tests`, `device`."""
+    """The text of a marker: `table OP`, `value OP CASE FIELD` (us, floor_us or a peer's name), `tests`, `device`, `cpu`."""
     words = what.split()
+    if what == "cpu":
+        return cpu_table(ROOT)
     if words[0] == "table" and len(words) == 2:
         return table(record, words[1])
     if words[0] == "value" and len(words) == 4:
