@@ -38,6 +38,9 @@ class Random {
   std::string note() const { return "ISOBIT_TEST_SEED=" + std::to_string(seed_); }
   uint64_t bits() { return engine_(); }
   uint32_t bits32() { return static_cast<uint32_t>(engine_()); }
+  int64_t range(int64_t low, int64_t high) {  // both ends included
+    return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
+  }
   int below(int n) { return static_cast<int>(engine_() % static_cast<uint64_t>(n)); }
   double unit() { return static_cast<double>(engine_() >> 11) * 0x1p-53; }
   double between(double low, double high) { return low + (high - low) * unit(); }

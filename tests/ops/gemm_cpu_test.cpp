@@ -3,11 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <random>
 
 #include "base/error.h"
 #include "numerics/convert.h"
 #include "numerics/dequantize.h"
+#include "numerics/testing.h"
 #include "ops/cpu/gemm.h"
 #include "ops/cpu/reference_linear.h"
 #include "ops/cpu/simd_target.h"
@@ -18,16 +18,7 @@ namespace {
 using numerics::f32_to_bf16;
 using numerics::f32_to_f16;
 
-struct Random {
-  uint64_t seed = std::random_device{}();
-  std::mt19937_64 g{seed};
-
-  uint64_t bits() { return g(); }
-  int64_t range(int64_t low, int64_t high) {
-    return low + static_cast<int64_t>(g() % static_cast<uint64_t>(high - low + 1));
-  }
-  float normal() { return std::normal_distribution<float>()(g); }
-};
+using isobit::testing::Random;
 
 enum class Values { kNormal, kSpread, kFull, kTiny, kSpecial, kAnything };
 constexpr Values kValues[] = {Values::kNormal, Values::kSpread,  Values::kFull,
@@ -154,7 +145,7 @@ constexpr DType kTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ4
 struct GemmCpu : ::testing::Test {
   Random r;
   ThreadPool pool{3};
-  void SetUp() override { printf("seed %llu\n", static_cast<unsigned long long>(r.seed)); }
+  void SetUp() override { printf("%s\n", r.note().c_str()); }
 };
 
 TEST_F(GemmCpu, EveryFormatAndKindOfValue) {

@@ -2,28 +2,20 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <random>
 
 #include "base/error.h"
 #include "numerics/activation.h"
 #include "numerics/gemm.h"
 #include "numerics/norm.h"
 #include "numerics/quantize.h"
+#include "numerics/testing.h"
 #include "ops/cpu/gemm_fp8.h"
 #include "ops/cpu/simd_target.h"
 
 namespace isobit::cpu {
 namespace {
 
-struct Random {
-  uint64_t seed = std::random_device{}();
-  std::mt19937_64 g{seed};
-  uint64_t bits() { return g(); }
-  int64_t range(int64_t low, int64_t high) {
-    return low + static_cast<int64_t>(g() % static_cast<uint64_t>(high - low + 1));
-  }
-  float normal() { return std::normal_distribution<float>()(g); }
-};
+using isobit::testing::Random;
 
 // How spread values are: all exponents, a few, nearly only the largest (sums at the end of int32), or NaN among them.
 enum class Values { kAny, kNear, kFull, kNan };
@@ -63,8 +55,8 @@ std::vector<int64_t> targets() {
 }
 
 void check_gemm(Random& r, ThreadPool& pool, int64_t m, int64_t n, int64_t k, DType out_type, Values values) {
-  SCOPED_TRACE(testing::Message() << "seed " << r.seed << " m " << m << " n " << n << " k " << k << " values "
-                                  << static_cast<int>(values));
+  SCOPED_TRACE(::testing::Message() << r.note() << " m " << m << " n " << n << " k " << k << " values "
+                                    << static_cast<int>(values));
   const int64_t row = fp8_row_bytes(k), blocks = fp8_blocks(k), stride = fp8_scale_stride(m);
   std::vector<uint8_t> x(static_cast<size_t>(m * row)), w(static_cast<size_t>(fp8_stored_rows(n) * row), 0x7f);
   for (int64_t i = 0; i < m * row; i++) x[static_cast<size_t>(i)] = i % row < k ? draw(r, values) : uint8_t{0};
@@ -140,7 +132,7 @@ TEST(GemmFp8Cpu, ArgumentsAreChecked) {
 TEST(QuantizeFp8Cpu, EqualsTheRule) {
   Random r;
   ThreadPool pool(2);
-  SCOPED_TRACE(r.seed);
+  SCOPED_TRACE(r.note());
   for (const int64_t n : {1, 100, 128, 576, 1300}) {
     const int64_t count = 5, stride = fp8_scale_stride(count), row = fp8_row_bytes(n);
     std::vector<float> wide(static_cast<size_t>(count * 2 * n)), weight(static_cast<size_t>(n));
