@@ -95,20 +95,6 @@ HWY_NOINLINE void SetShared(D d, const float* values, Shared16& a) {
   }
 }
 
-// x is far inside the range of int32: the conversion's saturation, which costs as much as itself, is left out.
-template <class D>
-HWY_INLINE hn::Vec<I32Of<D>> Truncate(D, hn::Vec<D> x) {
-#if HWY_TARGET == HWY_AVX2
-  return hn::Vec<I32Of<D>>{_mm256_cvttps_epi32(x.raw)};
-#elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
-  return hn::Vec<I32Of<D>>{_mm512_cvttps_epi32(x.raw)};
-#elif HWY_TARGET == HWY_SSE4
-  return hn::Vec<I32Of<D>>{_mm_cvttps_epi32(x.raw)};
-#else
-  return hn::ConvertTo(I32Of<D>(), x);
-#endif
-}
-
 // Lanes whose bit is set in `redo`, by the scalar rule. Row i counts where bit i of `rows` is set; others are zero.
 template <Operand kind>
 HWY_NOINLINE void StepScalar(float* c, uint64_t redo, const Shared16& a, const float* b, uint32_t rows) {

@@ -47,6 +47,7 @@ class TileRun {
   };
   using D = F32;
 
+  int64_t page_run(int64_t key, int64_t index, int64_t high) const;
   void locate(bool value, int64_t low, int64_t high, const uint16_t** rows);
   void prefetch(bool value, int64_t block_start) const;
   void set_queries();
@@ -122,6 +123,15 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
   }
 }
 
+// Keys from `key` (at `index` of the cache) on, below `high`, that follow each other in its page.
+template <Operand kind>
+int64_t TileRun<kind>::page_run(int64_t key, int64_t index, int64_t high) const {
+  const AttentionQuery& q = tile_.queries[0];
+  if (q.path != nullptr && key >= q.prefix) return 1;
+  const int64_t run = std::min(high - key, args_.cache.page_size - index % args_.cache.page_size);
+  return q.path == nullptr ? run : std::min(run, q.prefix - key);
+}
+
 // Where the keys (or values) low..high-1 lie, at most kKeys of them; FP8 is widened into scratch.
 template <Operand kind>
 void TileRun<kind>::locate(bool value, int64_t low, int64_t high, const uint16_t** rows) {
@@ -132,11 +142,7 @@ void TileRun<kind>::locate(bool value, int64_t low, int64_t high, const uint16_t
   uint16_t* scratch = rows_of_fp8_.get();
   for (int64_t key = low; key < high;) {
     const int64_t index = q.cache_index(key);
-    int64_t run = 1;  // keys from here on that follow in the same page
-    if (q.path == nullptr || key < q.prefix) {
-      run = std::min(high - key, args_.cache.page_size - index % args_.cache.page_size);
-      if (q.path != nullptr) run = std::min(run, q.prefix - key);
-    }
+    const int64_t run = page_run(key, index, high);
     int64_t at = plan_.element(q.request, index, tile_.kv_head);
     for (const int64_t end = key + run; key < end; key++, at += dim) {
       if (!fp8_) {
@@ -162,8 +168,7 @@ void TileRun<kind>::prefetch(bool value, int64_t block_start) const {
   const auto* base = static_cast<const char*>(value ? args_.cache.v : args_.cache.k);
   for (int64_t key = low; key < high;) {
     const int64_t index = q.cache_index(key);
-    const bool chain = q.path == nullptr || key < q.prefix;
-    const int64_t run = chain ? std::min(high - key, args_.cache.page_size - index % args_.cache.page_size) : 1;
+    const int64_t run = page_run(key, index, high);
     const char* from = base + plan_.element(q.request, index, tile_.kv_head) * width;
     for (int64_t i = 0; i < run * row; i += 64) hwy::Prefetch(from + i);
     key += run;

@@ -107,10 +107,9 @@ void gemm_single(const Cpu& cpu, const GemmArgs& a, const PackedLinear& w, int64
     Arena::Thread& own = arena.own(thread);
     const GemmJob job{&a, &w, own.single.prepared(1, w.groups() * kGroup)};
     prepare(job, 0);
-    const auto shares = static_cast<int64_t>(threads);
     for (int64_t p; (p = arena.shares[static_cast<size_t>(t)].front()) >= 0;) run(job, 0, 1, p, own.scratch);
-    for (int64_t i = 1; i < shares; i++) {
-      Arena::Share& other = arena.shares[static_cast<size_t>((t + i) % shares)];
+    for (int64_t i = 1; i < threads; i++) {
+      Arena::Share& other = arena.shares[static_cast<size_t>((t + i) % threads)];
       for (int64_t p; (p = other.back()) >= 0;) run(job, 0, 1, p, own.scratch);
     }
   });

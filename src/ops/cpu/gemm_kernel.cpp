@@ -191,19 +191,6 @@ void UnpackSlice(const PackedLinear::Panel& p, int64_t group, int64_t groups, Ge
   }
 }
 
-// f32 to int32 toward zero, for values that fit.
-HWY_INLINE VI Cut(V x) {
-#if HWY_TARGET == HWY_AVX3
-  return VI{_mm512_cvttps_epi32(x.raw)};
-#elif HWY_TARGET == HWY_AVX2
-  return VI{_mm256_cvttps_epi32(x.raw)};
-#elif HWY_TARGET == HWY_SSE4
-  return VI{_mm_cvttps_epi32(x.raw)};
-#else
-  return hn::ConvertTo(kI, x);
-#endif
-}
-
 // For each lane, in its top byte, the largest (biased) exponent of the 16 products of a step; at most kLift where all
 // are zero. Below the top byte: anything.
 HWY_INLINE VU LargestExponent(const uint8_t* exponent, const uint8_t* below) {
@@ -244,24 +231,6 @@ HWY_INLINE V ScaleUp(VU products, V c) {
 // 2^(E-25) from 2^(25-E).
 HWY_INLINE V ScaleDown(V up) { return hn::BitCast(kF, hn::Sub(hn::Set(kU, 254u << 23), hn::BitCast(kU, up))); }
 
-// Keeps a sum in its register: left alone, the compiler turns sixteen additions into a tree and spills its leaves.
-HWY_INLINE VI Settle(VI x) {
-#if HWY_TARGET == HWY_AVX3
-  asm("" : "+v"(x.raw));
-#elif HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
-  asm("" : "+x"(x.raw));
-#elif HWY_TARGET == HWY_NEON
-  asm("" : "+w"(x.raw));
-#endif
-  return x;
-}
-
-// int32 to f32 toward zero, inside TowardZeroMode.
-HWY_INLINE V CutToFloat(VI x) {
-  if constexpr (TowardZeroMode::kWorks) return hn::ConvertTo(kF, x);
-  return TowardZero(kF, x);
-}
-
 struct RowPointers {
   const float* value;
   const uint8_t* below;
@@ -279,17 +248,17 @@ HWY_INLINE void Chain(const float* w, const uint8_t* exponent, int64_t steps, co
     const float* ws = w + s * 16 * kPanel + c;
     for (int r = 0; r < kRows; r++) {
       up[r] = ScaleUp(LargestExponent(exponent + s * 16 * kPanel + 4 * c, rows[r].below + 16 * s), acc[r]);
-      sum[r] = Cut(hn::Mul(acc[r], up[r]));
+      sum[r] = Truncate(kF, hn::Mul(acc[r], up[r]));
     }
     ISOBIT_UNROLL(16)
     for (int i = 0; i < 16; i++) {
       const V wi = hn::LoadU(kF, ws + i * kPanel);
       for (int r = 0; r < kRows; r++) {
         const V product = hn::Mul(wi, hn::Set(kF, rows[r].value[16 * s + i]));
-        sum[r] = Settle(hn::Add(sum[r], Cut(hn::Mul(product, up[r]))));
+        sum[r] = Settle(hn::Add(sum[r], Truncate(kF, hn::Mul(product, up[r]))));
       }
     }
-    for (int r = 0; r < kRows; r++) acc[r] = hn::Mul(CutToFloat(sum[r]), ScaleDown(up[r]));
+    for (int r = 0; r < kRows; r++) acc[r] = hn::Mul(CutToFloat(kF, sum[r]), ScaleDown(up[r]));
   }
   for (int r = 0; r < kRows; r++) hn::StoreU(hn::Add(acc[r], hn::Zero(kF)), kF, rows[r].acc + c);
 }
@@ -371,11 +340,11 @@ struct Single {
     const hn::Repartition<uint16_t, F32> d16;
     const auto both = hn::Max(hn::BitCast(d16, largest), hn::BitCast(d16, hn::ShiftLeft<16>(largest)));
     const V up = ScaleUp(hn::Add(hn::BitCast(kU, both), hn::Set(kU, kLift << 24)), acc);
-    VI s0 = Cut(hn::Mul(acc, up)), s1 = hn::Zero(kI);
+    VI s0 = Truncate(kF, hn::Mul(acc, up)), s1 = hn::Zero(kI);
     ISOBIT_UNROLL(8)
     for (int i = 0; i < 16; i += 2) {
-      s0 = Settle(hn::Add(s0, Cut(hn::Mul(product[i], up))));
-      s1 = Settle(hn::Add(s1, Cut(hn::Mul(product[i + 1], up))));
+      s0 = Settle(hn::Add(s0, Truncate(kF, hn::Mul(product[i], up))));
+      s1 = Settle(hn::Add(s1, Truncate(kF, hn::Mul(product[i + 1], up))));
     }
     return hn::Mul(TowardZero(kF, hn::Add(s0, s1)), ScaleDown(up));
   }
@@ -425,8 +394,8 @@ HWY_NOINLINE bool RunTwelve(const TwelveChain& chain, float* acc) {
   return exact;
 }
 
-// Groups [from, to) of a kTwelve panel by the general step.
-void SpilledGroups(const GemmJob& job, const PackedLinear::Panel& p, int64_t row, int64_t from, int64_t to,
+// Groups [from, to) of a kTwelve panel by the general step, spilled or not.
+void GeneralGroups(const GemmJob& job, const PackedLinear::Panel& p, int64_t row, int64_t from, int64_t to,
                    GemmScratch& s, float* acc) {
   for (int64_t g = from; g < to; g++) {
     GroupWords(p, g, s.w16);
@@ -452,12 +421,12 @@ void RunSingleTwelve(const GemmJob& job, const PackedLinear::Panel& p, int64_t r
       }
       if (!exact) {
         std::copy_n(before, kPanel, acc);
-        SpilledGroups(job, p, row, from, end, s, acc);
+        GeneralGroups(job, p, row, from, end, s, acc);
       }
     }
     if (end == to) return;
     const int64_t next = std::find_if(p.bases + end, p.bases + to, [](uint8_t b) { return b != kSpilled; }) - p.bases;
-    SpilledGroups(job, p, row, end, next, s, acc);
+    GeneralGroups(job, p, row, end, next, s, acc);
     from = next;
   }
 }

@@ -72,8 +72,8 @@ class PackedLinear final : public Linear {
     const std::byte* data;
     // kTwelve:
     const uint8_t* bases = nullptr;  // of each group
-    const uint16_t* spill =
-        nullptr;  // spilled groups, null if there is none; a spilled group's data begins with its number among them
+    // Spilled groups, null if there is none; a spilled group's data begins with its number among them.
+    const uint16_t* spill = nullptr;
   };
 
   PackedLinear(int64_t n, int64_t k, LinearForm form) : Linear(n, k, form) {}

@@ -99,6 +99,37 @@ HWY_INLINE hn::Vec<D> TowardZero(D d, hn::Vec<I32Of<D>> s) {
   return hn::Or(f, hn::BitCast(d, sign));
 }
 
+// f32 to int32 toward zero. x is far inside the range of int32: the conversion's saturation, which costs as much as
+// itself, is left out.
+template <class D>
+HWY_INLINE hn::Vec<I32Of<D>> Truncate(D, hn::Vec<D> x) {
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
+#if HWY_TARGET == HWY_AVX3
+  if constexpr (hn::MaxLanes(D()) == 16) return hn::Vec<I32Of<D>>{_mm512_cvttps_epi32(x.raw)};
+#endif
+#if HWY_TARGET != HWY_SSE4
+  if constexpr (hn::MaxLanes(D()) == 8) return hn::Vec<I32Of<D>>{_mm256_cvttps_epi32(x.raw)};
+#endif
+  if constexpr (hn::MaxLanes(D()) <= 4) return hn::Vec<I32Of<D>>{_mm_cvttps_epi32(x.raw)};
+#else
+  return hn::ConvertTo(I32Of<D>(), x);
+#endif
+}
+
+// Keeps a sum in its register and in this order: left alone, the compiler turns sixteen additions into a tree and
+// spills its leaves.
+template <class VX>
+HWY_INLINE VX Settle(VX x) {
+#if HWY_TARGET == HWY_AVX3
+  asm("" : "+v"(x.raw));
+#elif HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
+  asm("" : "+x"(x.raw));
+#elif HWY_TARGET == HWY_NEON
+  asm("" : "+w"(x.raw));
+#endif
+  return x;
+}
+
 namespace detail {
 
 // d² without the columns below 19 (numerics::detail::truncated_square), over 2^19.

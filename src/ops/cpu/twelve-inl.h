@@ -21,6 +21,13 @@ HWY_BEFORE_NAMESPACE();
 namespace isobit::cpu {
 namespace HWY_NAMESPACE {
 
+// int32 to f32 toward zero, inside TowardZeroMode.
+template <class D>
+HWY_INLINE hn::Vec<D> CutToFloat(D d, hn::Vec<I32Of<D>> x) {
+  if constexpr (TowardZeroMode::kWorks) return hn::ConvertTo(d, x);
+  return TowardZero(d, x);
+}
+
 #if HWY_TARGET != HWY_SCALAR
 // The sixteen words (bf16) of a panel's outputs for one k, or eight of them where vectors are short. With AVX-512 too:
 // the interleaved order within a row suits no longer vector.
@@ -30,31 +37,6 @@ using WU = hn::Repartition<uint32_t, W16>;
 using WI = hn::Repartition<int32_t, W16>;
 using WF = hn::Repartition<float, W16>;
 using VW = hn::Vec<W16>;
-
-// f32 to int32 toward zero, for values that fit.
-HWY_INLINE hn::Vec<WI> CutWords(hn::Vec<WF> x) {
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2
-  return hn::Vec<WI>{_mm256_cvttps_epi32(x.raw)};
-#elif HWY_TARGET == HWY_SSE4
-  return hn::Vec<WI>{_mm_cvttps_epi32(x.raw)};
-#else
-  return hn::ConvertTo(WI(), x);
-#endif
-}
-
-// Keeps a sum in its register and in this order.
-template <class VX>
-HWY_INLINE void Pin(VX& x) {
-#if HWY_TARGET == HWY_AVX3
-  asm("" : "+v"(x.raw));
-#elif HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
-  asm("" : "+x"(x.raw));
-#elif HWY_TARGET == HWY_NEON
-  asm("" : "+w"(x.raw));
-#else
-  (void)x;
-#endif
-}
 
 // Four k of a step, from the j-th row of codes: words[i] = weights of k = 4j + i.
 HWY_INLINE void LoadFour(const uint8_t* step, const uint8_t* table, int j, VW* words) {
@@ -116,7 +98,6 @@ struct TwelveChain {
   HWY_INLINE bool Run(int block, float* acc) const {
     const W16 d16;
     const WU du;
-    const WI di;
     const WF df;
     HWY_ALIGN uint16_t buffer[2 * 16 * kPanel];
     const VW floor = hn::Set(d16, kLeastExponent << 8);
@@ -140,7 +121,7 @@ struct TwelveChain {
       const VW shift = hn::Sub(hn::Set(d16, 152 << 7), e);  // 25 - E, in the place of an exponent
       const VW up = hn::Sub(hn::Set(d16, static_cast<uint16_t>(279u << 7)), e);
       const auto up0 = hn::ShiftLeft<16>(hn::BitCast(du, up)), up1 = hn::And(hn::BitCast(du, up), high);
-      auto s0 = CutWords(hn::Mul(c0, hn::BitCast(df, up0))), s1 = CutWords(hn::Mul(c1, hn::BitCast(df, up1)));
+      auto s0 = Truncate(df, hn::Mul(c0, hn::BitCast(df, up0))), s1 = Truncate(df, hn::Mul(c1, hn::BitCast(df, up1)));
       largest = hn::Zero(d16);
       ISOBIT_UNROLL(4)
       for (int j = 0; j < 4; j++) {
@@ -149,27 +130,18 @@ struct TwelveChain {
           const size_t k = static_cast<size_t>(4 * j) + i;
           const auto w = hn::BitCast(du, hn::Add(hn::Load(d16, words + k * kPanel), shift));
           const auto x = hn::Set(df, a[k]);
-          s0 = hn::Add(s0, CutWords(hn::Mul(hn::BitCast(df, hn::ShiftLeft<16>(w)), x)));
-          Pin(s0);
-          s1 = hn::Add(s1, CutWords(hn::Mul(hn::BitCast(df, hn::And(w, high)), x)));
-          Pin(s1);
+          s0 = Settle(hn::Add(s0, Truncate(df, hn::Mul(hn::BitCast(df, hn::ShiftLeft<16>(w)), x))));
+          s1 = Settle(hn::Add(s1, Truncate(df, hn::Mul(hn::BitCast(df, hn::And(w, high)), x))));
         }
         Words(next, j, block, next_words, largest);
-        Pin(largest);
+        largest = Settle(largest);
       }
       const auto down = hn::Set(du, 254u << 23);
-      c0 = hn::Mul(ToFloat(s0), hn::BitCast(df, hn::Sub(down, up0)));
-      c1 = hn::Mul(ToFloat(s1), hn::BitCast(df, hn::Sub(down, up1)));
+      c0 = hn::Mul(CutToFloat(df, s0), hn::BitCast(df, hn::Sub(down, up0)));
+      c1 = hn::Mul(CutToFloat(df, s1), hn::BitCast(df, hn::Sub(down, up1)));
     }
     hn::StoreInterleaved2(c0, c1, df, acc + block);
-    (void)di;
     return hn::AllTrue(d16, hn::Eq(least, floor));
-  }
-
- private:
-  HWY_INLINE static hn::Vec<WF> ToFloat(hn::Vec<WI> x) {
-    if constexpr (TowardZeroMode::kWorks) return hn::ConvertTo(WF(), x);
-    return TowardZero(WF(), x);
   }
 };
 
