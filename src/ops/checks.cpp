@@ -141,6 +141,15 @@ void SampleArgs::check() const {
   check_pointer("sample", "positions", positions);
   check_pointer("sample", "tokens", tokens);
   check_pointer("sample", "status", status);
+  check_count("sample", "drafts.requests", drafts.requests);
+  if (drafts.requests > 0) {
+    check_pointer("sample", "drafts.first_row", drafts.first_row);
+    check_pointer("sample", "drafts.parents", drafts.parents);
+    check_pointer("sample", "drafts.tokens", drafts.tokens);
+    check_pointer("sample", "drafts.accepted", drafts.accepted);
+    check_pointer("sample", "drafts.bonus", drafts.bonus);
+    check_pointer("sample", "drafts.path", drafts.path);
+  }
   if (allowed == nullptr) return;
   require(allowed_stride >= (vocab + 31) / 32,
           "sample: allowed_stride is {} words; a row of {} tokens needs at least {}", allowed_stride, vocab,

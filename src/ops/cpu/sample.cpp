@@ -23,11 +23,12 @@ struct Processed {
   VocabularyScan scan;
 };
 
-// `allowed`: a bit a token, or null.
-Processed process(int64_t simd, const SamplerSlot& slot, const float* y, const uint32_t* allowed, int64_t n,
-                  std::vector<float>& scratch) {
+// `drafted`: tokens to count as output besides the slot's own. `allowed`: a bit a token, or null.
+Processed process(int64_t simd, const SamplerSlot& slot, const std::vector<int32_t>& drafted, const float* y,
+                  const uint32_t* allowed, int64_t n, std::vector<float>& scratch) {
   Processed p;
-  if (slot.touched.empty() && slot.inv_temperature == 1.0f && allowed == nullptr) {
+  const bool plain = slot.touched.empty() && drafted.empty() && allowed == nullptr;
+  if (plain && slot.inv_temperature == 1.0f) {
     p.z = y;
     p.scan = scan_logits(simd, y, n, 1.0f, nullptr);
     return p;
@@ -35,8 +36,15 @@ Processed process(int64_t simd, const SamplerSlot& slot, const float* y, const u
   scratch.resize(static_cast<size_t>(n));
   p.z = scratch.data();
   p.scan = scan_logits(simd, y, n, slot.inv_temperature, scratch.data());
-  if (slot.touched.empty() && allowed == nullptr) return p;
+  if (plain) return p;
   for (const auto& [token, touched] : slot.touched) {
+    scratch[static_cast<size_t>(token)] = slot.process(y[token], touched);
+  }
+  for (const int32_t token : drafted) {
+    const auto at = slot.touched.find(token);
+    SamplerSlot::Touched touched = at != slot.touched.end() ? at->second : SamplerSlot::Touched{};
+    touched.in_context = true;
+    touched.output_count += static_cast<int32_t>(std::count(drafted.begin(), drafted.end(), token));
     scratch[static_cast<size_t>(token)] = slot.process(y[token], touched);
   }
   for (int64_t i = 0; allowed != nullptr && i < n; i++) {
@@ -53,7 +61,7 @@ int32_t sample_among(const std::vector<uint64_t>& keys, const float* z, const No
   for (const uint64_t key : keys) {
     const int32_t id = candidate_id(key);
     const double score = gumbel_score(
-        z[id], noise_bits(noise.seed, static_cast<uint32_t>(id), noise.position, NoisePurpose::kSample, noise.choice));
+        z[id], noise_bits(noise.seed, static_cast<uint32_t>(id), noise.position, noise.purpose, noise.choice));
     if (score > best_score || (score == best_score && id < best)) best_score = score, best = id;
   }
   return best;
@@ -99,6 +107,18 @@ void write_logprobs(int64_t simd, const SamplingParams& params, const float* val
   }
 }
 
+// The drafted tokens from the root to the row, itself included; false where they are no path.
+bool drafted_before(const SampleArgs& a, int64_t row, std::vector<int32_t>& drafted) {
+  int32_t at = static_cast<int32_t>(row);
+  for (int32_t parent = a.drafts.parents[at]; parent != -1; at = parent, parent = a.drafts.parents[at]) {
+    const int32_t token = a.drafts.tokens[at];
+    if (parent < 0 || parent >= at || token < 0 || token >= a.vocab) return false;
+    if (drafted.size() == kMaxDraftDepth) return false;
+    drafted.push_back(token);
+  }
+  return true;
+}
+
 void one_row(int64_t simd, const CpuSamplerSlots& slots, SamplerScratch& scratch, const SampleArgs& a, int64_t row) {
   const SamplerSlot& slot = slots.at(a.slots[row]);
   const SamplingParams& params = slot.params;
@@ -110,11 +130,17 @@ void one_row(int64_t simd, const CpuSamplerSlots& slots, SamplerScratch& scratch
     std::fill_n(a.top_logprobs + row * kMaxTopLogprobs, kMaxTopLogprobs, -std::numeric_limits<float>::infinity());
   }
   const uint32_t* allowed = a.allowed != nullptr ? a.allowed + row * a.allowed_stride : nullptr;
-  const Processed p = process(simd, slot, y, allowed, a.vocab, scratch.processed);
-  a.status[row] = p.scan.ok ? kSampled : kNotFinite;
   a.tokens[row] = -1;
+  scratch.drafted.clear();
+  if (a.drafts.requests > 0 && slot.counts() && !drafted_before(a, row, scratch.drafted)) {
+    a.status[row] = kBadDraft;
+    return;
+  }
+  const Processed p = process(simd, slot, scratch.drafted, y, allowed, a.vocab, scratch.processed);
+  a.status[row] = p.scan.ok ? kSampled : kNotFinite;
   if (!p.scan.ok) return;
-  const Noise noise{params.seed, static_cast<uint32_t>(a.positions[row]), params.choice};
+  const Noise noise{params.seed, static_cast<uint32_t>(a.positions[row]), params.choice,
+                    a.draft_noise ? NoisePurpose::kDraft : NoisePurpose::kSample};
   const int32_t token = params.temperature > 0.0f ? sample_filtered(simd, params, p, a.vocab, noise, scratch.filtered)
                                                   : find_first(simd, p.z, a.vocab, p.scan.largest);
   a.tokens[row] = token;
@@ -122,6 +148,28 @@ void one_row(int64_t simd, const CpuSamplerSlots& slots, SamplerScratch& scratch
   const float* values = params.processed_logprobs ? p.z : y;
   const VocabularyScan scan = values == p.z ? p.scan : scan_logits(simd, y, a.vocab, 1.0f, nullptr);
   if (scan.ok) write_logprobs(simd, params, values, scan.largest, token, a, row);
+}
+
+// Walks request i from its root along the drafts that were sampled.
+void walk_path(const SampleArgs& a, int64_t i) {
+  const DraftTrees& d = a.drafts;
+  const int32_t first = d.first_row[i], last = d.first_row[i + 1];
+  d.accepted[i] = d.bonus[i] = -1;
+  if (first >= last) return;
+  std::fill(d.path + first, d.path + last, -1);
+  int32_t at = first, length = 0;
+  d.path[first + length++] = at;
+  for (int32_t row = first + 1; row < last && a.status[at] == kSampled; row++) {
+    if (d.parents[row] != at || d.tokens[row] != a.tokens[at]) continue;
+    at = row;
+    d.path[first + length++] = at;
+  }
+  d.accepted[i] = length - 1;
+  if (a.status[at] == kSampled) d.bonus[i] = a.tokens[at];
+}
+
+void count_row(CpuSamplerSlots& slots, const SampleArgs& a, int64_t row) {
+  if (a.slots[row] >= 0 && a.status[row] == kSampled) slots.count_output(a.slots[row], a.tokens[row]);
 }
 
 }  // namespace
@@ -137,9 +185,15 @@ void sample(const Cpu& cpu, SamplerSlots& pool, const SampleArgs& a) {
   cpu.pool.parallel_for(a.rows, [&](int thread, int64_t row) {
     if (a.slots[row] >= 0) one_row(cpu.simd, slots, scratch[static_cast<size_t>(thread)], a, row);
   });
+  const DraftTrees& d = a.drafts;
+  for (int64_t i = 0; i < d.requests; i++) walk_path(a, i);
   if (!a.count_output) return;
-  for (int64_t row = 0; row < a.rows; row++) {
-    if (a.slots[row] >= 0 && a.status[row] == kSampled) slots.count_output(a.slots[row], a.tokens[row]);
+  if (d.requests == 0) {
+    for (int64_t row = 0; row < a.rows; row++) count_row(slots, a, row);
+    return;
+  }
+  for (int64_t i = 0; i < d.requests; i++) {
+    for (int32_t n = 0; n <= d.accepted[i]; n++) count_row(slots, a, d.path[d.first_row[i] + n]);
   }
 }
 

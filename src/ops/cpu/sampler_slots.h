@@ -31,6 +31,7 @@ struct SamplerSlot {
 
 struct SamplerScratch {  // of one thread
   std::vector<float> processed, filtered;
+  std::vector<int32_t> drafted;
 };
 
 class CpuSamplerSlots final : public SamplerSlots {

@@ -131,7 +131,7 @@ int32_t SampleGumbel(const float* z, int64_t n, float largest, const Noise& nois
     const auto zmax = hn::Set(d, largest);
     if (hn::AllFalse(d, hn::Ge(hn::Add(hn::Sub(most, zmax), hn::Set(d, kReach)), hn::Set(d, floor)))) continue;
     auto c0 = hn::Iota(du, static_cast<uint32_t>(i / 4)), c1 = hn::Set(du, noise.position);
-    auto c2 = hn::Set(du, static_cast<uint32_t>(numerics::NoisePurpose::kSample)), c3 = hn::Set(du, noise.choice);
+    auto c2 = hn::Set(du, static_cast<uint32_t>(noise.purpose)), c3 = hn::Set(du, noise.choice);
     uint32_t k0 = static_cast<uint32_t>(noise.seed), k1 = static_cast<uint32_t>(noise.seed >> 32);
     for (int round = 0; round < numerics::kPhiloxRounds; round++) {
       hn::Vec<U32Of<F32>> high0, low0, high1, low1;
@@ -167,9 +167,9 @@ int32_t SampleGumbel(const float* z, int64_t n, float largest, const Noise& nois
   (void)largest;
 #endif
   for (; i < n; i += 4) {
-    const numerics::PhiloxWords w =
-        numerics::philox4x32(noise.seed, {{static_cast<uint32_t>(i / 4), noise.position,
-                                           static_cast<uint32_t>(numerics::NoisePurpose::kSample), noise.choice}});
+    const numerics::PhiloxWords w = numerics::philox4x32(
+        noise.seed,
+        {{static_cast<uint32_t>(i / 4), noise.position, static_cast<uint32_t>(noise.purpose), noise.choice}});
     for (int64_t j = i; j < n && j < i + 4; j++) {
       if (static_cast<double>(z[j]) + kReach < best.score) continue;
       best.offer(static_cast<int32_t>(j), z[j], w.w[j - i]);

@@ -14,6 +14,7 @@ struct VocabularyScan {
 struct Noise {
   uint64_t seed;
   uint32_t position, choice;
+  numerics::NoisePurpose purpose = numerics::NoisePurpose::kSample;
 };
 
 // z[i] = fmul(y[i], factor), or y[i] where the factor is 1; z may be null where the factor is 1.
