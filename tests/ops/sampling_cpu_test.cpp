@@ -428,6 +428,134 @@ TEST(SamplingCpu, PlantedDefectsAreSeen) {
   }
 }
 
+// Defects that a row alone does not show: what they would make of a batch's rows.
+enum class BatchDefect {
+  kNoiseByBatchRow,
+  kSeedIgnoredWithLogprobs,
+  kNeighboursTemperature,  // greedy rows perturbed by the row before
+  kNeighboursMinP,         // a neighbour's min-p cuts tokens of a row that has none
+  kSharedRetryBudget,      // from the third row on the tries are spent: argmax
+  kPromptCounted,          // presence and frequency count the prompt
+  kOldCountsKept,          // a reused slot goes on with the last sequence's output
+  kBiasAfterTemperature,   // the bias is added at the wrong place
+  kDeadRowYieldsZero,      // a row without a finite logit gives token 0
+  kFirstTieTakesAll,       // tied values resolved by value: the lowest id takes all their mass
+};
+
+struct BatchRow {
+  SamplingParams params;
+  Context context, before;  // `before`: of the slot's last sequence
+  std::vector<float> y;
+  int position;
+};
+
+int32_t with_defect(const std::vector<BatchRow>& rows, size_t i, BatchDefect defect) {
+  const BatchRow& row = rows[i];
+  SamplingParams p = row.params;
+  Context c = row.context;
+  std::vector<float> y = row.y;
+  int position = row.position;
+  const SamplingParams& neighbour = rows[i == 0 ? 0 : i - 1].params;
+  if (defect == BatchDefect::kNoiseByBatchRow) position += static_cast<int>(i);
+  if (defect == BatchDefect::kSeedIgnoredWithLogprobs && p.top_logprobs >= 0) p.seed = 0;
+  if (defect == BatchDefect::kNeighboursTemperature) p.temperature = neighbour.temperature;
+  if (defect == BatchDefect::kNeighboursMinP) p.min_p = neighbour.min_p;
+  if (defect == BatchDefect::kSharedRetryBudget && i >= 2) p.temperature = 0.0f;
+  if (defect == BatchDefect::kPromptCounted) c.output.insert(c.output.end(), c.prompt.begin(), c.prompt.end());
+  if (defect == BatchDefect::kOldCountsKept) {
+    c.output.insert(c.output.end(), row.before.output.begin(), row.before.output.end());
+  }
+  if (defect == BatchDefect::kBiasAfterTemperature) {
+    for (const auto& [token, bias] : p.logit_bias) y[static_cast<size_t>(token)] += bias * (p.temperature - 1.0f);
+  }
+  if (defect == BatchDefect::kFirstTieTakesAll) {
+    for (size_t j = 1; j < y.size(); j++) {
+      if (std::find(y.begin(), y.begin() + static_cast<std::ptrdiff_t>(j), y[j]) !=
+          y.begin() + static_cast<std::ptrdiff_t>(j)) {
+        y[j] = kMinus;
+      }
+    }
+  }
+  const int32_t token = rule(y, p, c, position).token;
+  return defect == BatchDefect::kDeadRowYieldsZero && token < 0 ? 0 : token;
+}
+
+std::vector<BatchRow> rows_for_defects(Random& random, int64_t vocab) {
+  std::vector<BatchRow> rows(6);
+  for (size_t i = 0; i < rows.size(); i++) {
+    BatchRow& row = rows[i];
+    row.params.seed = random.bits();
+    row.params.temperature = i == 3 ? 0.0f : 1.5f;
+    row.params.top_p = 0.9f;
+    row.params.min_p = i == 1 ? 0.5f : 0.0f;
+    row.params.top_logprobs = i % 2 == 0 ? 5 : -1;
+    if (i == 4) row.params.presence_penalty = 2.0f, row.params.frequency_penalty = 1.0f;
+    if (i == 5) row.params.logit_bias = {{random.below(static_cast<int>(vocab)), 3.0f}};
+    for (int n = 0; n < 6; n++) row.context.prompt.push_back(random.below(static_cast<int>(vocab)));
+    row.position = 7;
+    for (int64_t j = 0; j < vocab; j++) row.y.push_back(static_cast<float>(random.below(5)));
+  }
+  if (random.below(2) == 0) std::fill(rows[0].y.begin(), rows[0].y.end(), kMinus);
+  return rows;
+}
+
+TEST(SamplingCpu, PlantedDefectsOfBatchesAreSeen) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  constexpr int64_t kVocab = 40;
+  constexpr auto kLast = static_cast<int>(BatchDefect::kFirstTieTakesAll);
+  const auto backend = make_cpu_backend({2, ""});
+  const auto pool = backend->make_sampler(6, kVocab);
+  std::vector<int> seen(kLast + 1);
+  for (int round = 0; round < 60; round++) {
+    std::vector<BatchRow> rows = rows_for_defects(random, kVocab);
+    for (size_t i = 0; i < rows.size(); i++) {  // another sequence has had the slot before
+      const int slot = static_cast<int>(i);
+      pool->assign(slot, rows[i].params, rows[i].context.prompt);
+      for (int n = 0; n < 4; n++) {
+        Batch earlier(kVocab);
+        earlier.add(rows_for_defects(random, kVocab)[1].y, slot, n);
+        earlier.run(*backend, *pool);
+        rows[i].before.output.push_back(earlier.tokens[0]);
+      }
+      pool->assign(slot, rows[i].params, rows[i].context.prompt);
+    }
+    Batch batch(kVocab);
+    for (size_t i = 0; i < rows.size(); i++) batch.add(rows[i].y, static_cast<int>(i), rows[i].position);
+    batch.run(*backend, *pool);
+    for (size_t i = 0; i < rows.size(); i++) {
+      ASSERT_EQ(batch.tokens[i], rule(rows[i].y, rows[i].params, rows[i].context, rows[i].position).token) << i;
+      for (int d = 0; d <= kLast; d++) {
+        const int32_t wrong = with_defect(rows, i, static_cast<BatchDefect>(d));
+        seen[static_cast<size_t>(d)] += wrong != batch.tokens[i] ? 1 : 0;
+      }
+    }
+  }
+  for (int d = 0; d <= kLast; d++) EXPECT_GT(seen[static_cast<size_t>(d)], 0) << "defect " << d;
+}
+
+// Rule N15's noise has a finite reach: a token further below another survivor than that is never drawn, one within it
+// is.
+TEST(SamplingCpu, TheNoiseReachesAsFarAsTheRuleSays) {
+  const double low = gumbel(0xffffffff), high = gumbel(0);
+  EXPECT_NEAR(low, -3.130, 1e-3);
+  EXPECT_NEAR(high, 22.874, 1e-3);
+  const auto wins = [](float below, uint32_t noise, uint32_t best_noise) {
+    return gumbel_score(-below, noise) > gumbel_score(0.0f, best_noise);
+  };
+  const auto reach = static_cast<float>(high - low);
+  EXPECT_TRUE(wins(reach - 1e-4f, 0, 0xffffffff));
+  EXPECT_FALSE(wins(reach + 1e-4f, 0, 0xffffffff));
+  // By the operator: with the luckiest noise of 2000 draws a token just out of reach still never comes.
+  const auto backend = make_cpu_backend({1, ""});
+  const auto pool = backend->make_sampler(1, 2);
+  pool->assign(0, {}, {});
+  Batch batch(2);
+  for (int i = 0; i < 2000; i++) batch.add({0.0f, -reach - 1e-4f}, 0, i);
+  batch.run(*backend, *pool);
+  EXPECT_EQ(std::count(batch.tokens.begin(), batch.tokens.end(), 0), 2000);
+}
+
 TEST(SamplingCpu, NeighboursOrderAndReuseDoNotMatter) {
   Random random;
   SCOPED_TRACE(random.note());
