@@ -31,7 +31,7 @@ std::vector<Case>& cases() {
 
 double floor_us(double flops, double bytes) { return std::max(flops / 790e6, bytes / 4.3e6); }
 
-double graph_us(int calls, const std::function<void(int, cudaStream_t)>& call, int repetitions) {
+Timing graph_timing(int calls, const std::function<void(int, cudaStream_t)>& call, int repetitions) {
   cudaStream_t stream = nullptr;
   cuda::check(cudaStreamCreate(&stream), "stream");
   for (int i = 0; i < calls; i++) call(i, stream);
@@ -68,8 +68,12 @@ double graph_us(int calls, const std::function<void(int, cudaStream_t)>& call, i
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
-  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
-  return times[times.size() / 2];
+  std::sort(times.begin(), times.end());
+  return {times[times.size() / 2], times[times.size() * 19 / 20]};
+}
+
+double graph_us(int calls, const std::function<void(int, cudaStream_t)>& call, int repetitions) {
+  return graph_timing(calls, call, repetitions).us;
 }
 
 DeviceBuffer::DeviceBuffer(size_t bytes) : bytes_(bytes) { cuda::check(cudaMalloc(&data_, bytes), "benchmark memory"); }
@@ -100,8 +104,10 @@ int main(int argc, char** argv) {
       continue;
     }
     try {
-      std::printf("{\"op\": \"%s\", \"case\": \"%s\", \"us\": %.2f, \"floor_us\": %.1f}\n", c.op.c_str(),
-                  c.name.c_str(), c.run(), c.floor_us);
+      const isobit::bench::Timing t = c.run();
+      std::printf("{\"op\": \"%s\", \"case\": \"%s\", \"us\": %.2f, ", c.op.c_str(), c.name.c_str(), t.us);
+      if (t.p95_us != 0) std::printf("\"p95_us\": %.2f, ", t.p95_us);
+      std::printf("\"floor_us\": %.1f}\n", c.floor_us);
     } catch (const std::exception& e) {
       std::printf("{\"op\": \"%s\", \"case\": \"%s\", \"error\": \"%s\"}\n", c.op.c_str(), c.name.c_str(), e.what());
       failed = true;

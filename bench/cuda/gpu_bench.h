@@ -9,10 +9,16 @@
 
 namespace isobit::bench {
 
+// Microseconds a call: the median of the repetitions, and where it was asked for the 95th percentile.
+struct Timing {
+  double us = 0, p95_us = 0;
+  Timing(double median, double p95 = 0) : us(median), p95_us(p95) {}
+};
+
 struct Case {
-  std::string op, name;         // as in the goals: "gemm_bf16", "m1-4096x4096"
-  double floor_us = 0;          // max(flops / 790 TFLOP/s, bytes / 4.3 TB/s)
-  std::function<double()> run;  // microseconds a call
+  std::string op, name;  // as in the goals: "gemm_bf16", "m1-4096x4096"
+  double floor_us = 0;   // max(flops / 790 TFLOP/s, bytes / 4.3 TB/s)
+  std::function<Timing()> run;
 };
 
 // Files add their cases here before main runs.
@@ -23,7 +29,9 @@ struct AddCases {
 
 double floor_us(double flops, double bytes);
 
-// Median microseconds of one call: `call(i, stream)` for i in [0, calls) is captured as one graph, warmed up, replayed.
+// One call of `call(i, stream)` for i in [0, calls), captured as one graph, warmed up, replayed.
+Timing graph_timing(int calls, const std::function<void(int, cudaStream_t)>& call, int repetitions = 15);
+// Its median.
 double graph_us(int calls, const std::function<void(int, cudaStream_t)>& call, int repetitions = 15);
 
 // Device memory that frees itself, filled with normally distributed bf16 (or f16 with the same bits' layout) values.

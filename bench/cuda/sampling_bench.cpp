@@ -82,8 +82,8 @@ class SamplingBench {
     }
   }
 
-  double run() {
-    return graph_us(static_cast<int>(logits_.size()), [&](int i, cudaStream_t stream) {
+  Timing run() {
+    return graph_timing(static_cast<int>(logits_.size()), [&](int i, cudaStream_t stream) {
       SampleArgs a;
       a.logits = logits_[static_cast<size_t>(i)].data<float>();
       a.slots = slots_memory_.data<int32_t>(), a.positions = positions_.data<int32_t>();
@@ -111,7 +111,7 @@ class SamplingBench {
   std::vector<DeviceBuffer> logits_;
 };
 
-double run_topk(int64_t rows) {
+Timing run_topk(int64_t rows) {
   constexpr int64_t kLength = 129280;
   constexpr int32_t kCount = 1024;
   const size_t bytes = static_cast<size_t>(rows * kLength) * 4;
@@ -119,7 +119,7 @@ double run_topk(int64_t rows) {
   for (int i = 0; i < rotated_copies(bytes); i++)
     fill_normal(logits.emplace_back(bytes), static_cast<size_t>(i) * 104729);
   const DeviceBuffer out(static_cast<size_t>(rows) * kCount * 4), status(static_cast<size_t>(rows) * 4);
-  return graph_us(static_cast<int>(logits.size()), [&](int i, cudaStream_t stream) {
+  return graph_timing(static_cast<int>(logits.size()), [&](int i, cudaStream_t stream) {
     TopkPerRowArgs a;
     a.logits = logits[static_cast<size_t>(i)].data<float>();
     a.rows = rows, a.stride = kLength, a.k = kCount;

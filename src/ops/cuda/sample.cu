@@ -229,10 +229,10 @@ __device__ __noinline__ void write_no_logprobs(const SampleArgs& a, int64_t i) {
     a.top_logprobs[i * kMaxTopLogprobs + t] = kMinusInfinity;
   }
 }
-__device__ __noinline__ void write_failure(const SampleArgs& a, int64_t i, bool wants_logprobs) {
+__device__ __noinline__ void write_failure(const SampleArgs& a, int64_t i, SampleStatus status, bool wants_logprobs) {
   if (threadIdx.x == 0) {
     a.tokens[i] = -1;
-    a.status[i] = kNotFinite;
+    a.status[i] = status;
   }
   if (wants_logprobs) write_no_logprobs(a, i);
 }
@@ -250,7 +250,7 @@ __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, cons
   if (noisy) w = winner_of_all(s, scan);
   ClusterScan c = exchange_scan(s, 0, part, w, cta_max(s, 1, numerics::order_key(scan.largest)), bad);
   if (!c.ok) {
-    if (part.rank == 0) write_failure(a, i, wants_logprobs);
+    if (part.rank == 0) write_failure(a, i, kNotFinite, wants_logprobs);
     return;
   }
   w = filtered ? sample_filtered(s, slot, scan.largest, c.largest) : c.winner;
@@ -272,8 +272,82 @@ __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, cons
   write_logprobs(s, a, i, raw, slot, scan.largest, c.largest, static_cast<int>(w.id));
 }
 
-// Counts are written once all rows have read them: rows of one slot see the same ones.
-__device__ __noinline__ void count_outputs(SampleShared& s, const SampleParams& p) {
+// The drafted tokens from the root to the row into s.drafted; to all threads how many, or -1 where they are no path.
+// The touched bits that they get stay, whatever becomes of the drafts: such a bit says that a token is to be looked at.
+__device__ __noinline__ int find_drafted(SampleShared& s, const SampleArgs& a, int64_t row, const SlotSettings& slot) {
+  if (threadIdx.x == 0) {
+    int count = 0;
+    int at = static_cast<int>(row);
+    for (int parent = a.drafts.parents[at]; parent != -1; at = parent, parent = a.drafts.parents[at]) {
+      const int token = a.drafts.tokens[at];
+      if (parent < 0 || parent >= at || token < 0 || token >= a.vocab || count == kMaxDraftDepth) {
+        count = -1;
+        break;
+      }
+      s.drafted[count++] = token;
+      atomicOr(&slot.touched[token / 32], 1u << (token % 32));
+    }
+    s.row.drafted = s.drafted;
+    s.row.drafted_count = count;
+  }
+  hopper::cluster_sync();  // other CTAs of the cluster read the bits
+  return s.row.drafted_count;
+}
+
+__device__ void count_output(const SampleParams& p, int64_t row, int token) {
+  const int id = p.a.slots[row];
+  if (id < 0 || id >= p.slots || !p.settings[id].counts) return;
+  const SlotSettings& slot = p.settings[id];
+  atomicOr(&slot.touched[token / 32], 1u << (token % 32));
+  atomicOr(&slot.context[token / 32], 1u << (token % 32));
+  atomicAdd(&slot.output_counts[token], 1u);
+}
+
+// -1 where there is none.
+__device__ int sampled_token(const SampleArgs& a, int64_t row) {
+  return __ldcg(a.status + row) == kSampled ? __ldcg(a.tokens + row) : -1;
+}
+
+// Request i's way from its root along the drafts that were sampled, by a warp.
+__device__ void walk_path(const SampleParams& p, int64_t i, bool counts) {
+  const SampleArgs& a = p.a;
+  const DraftTrees& d = a.drafts;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int first = d.first_row[i], last = d.first_row[i + 1];
+  int at = first, token = -1, length = 0;
+  const auto step_to = [&](int row, int sampled) {
+    at = row;
+    token = sampled;
+    if (lane == 0) {
+      d.path[first + length] = row;
+      if (counts && token >= 0) count_output(p, row, token);
+    }
+    length++;
+  };
+  for (int row = first + lane; row < last; row += 32) d.path[row] = -1;
+  __syncwarp();
+  for (int begin = first; begin < last; begin += 32) {
+    const int row = begin + lane;
+    const bool in = row < last;
+    const int parent = in ? d.parents[row] : -1, drafted = in ? d.tokens[row] : -1;
+    const int sampled = in ? sampled_token(a, row) : -1;
+    if (begin == first) step_to(first, __shfl_sync(kAllLanes, sampled, 0));
+    while (true) {
+      const bool follows = in && row > at && parent == at && token >= 0 && drafted == token;
+      const int next = __ffs(static_cast<int>(__ballot_sync(kAllLanes, follows))) - 1;
+      if (next < 0) break;
+      step_to(begin + next, __shfl_sync(kAllLanes, sampled, next));
+    }
+  }
+  if (lane == 0) {
+    d.accepted[i] = length - 1;
+    d.bonus[i] = token;
+  }
+}
+
+// What needs all rows' tokens, by the CTA that ends last: paths through draft trees, and counts, so that rows of one
+// slot see the same ones.
+__device__ __noinline__ void finish_step(SampleShared& s, const SampleParams& p, bool counts) {
   const SampleArgs& a = p.a;
   if (threadIdx.x == 0) {
     bool last = a.rows == 1;
@@ -286,14 +360,11 @@ __device__ __noinline__ void count_outputs(SampleShared& s, const SampleParams& 
   }
   __syncthreads();
   if (s.bound == 0) return;
+  for (int64_t i = threadIdx.x / 32; i < a.drafts.requests; i += kSampleWarps) walk_path(p, i, counts);
+  if (a.drafts.requests != 0) return;
   for (int64_t i = threadIdx.x; i < a.rows; i += kSampleThreads) {
-    const int id = a.slots[i];
-    if (id < 0 || id >= p.slots || !p.settings[id].counts || __ldcg(a.status + i) != kSampled) continue;
-    const SlotSettings& slot = p.settings[id];
-    const int token = __ldcg(a.tokens + i);
-    atomicOr(&slot.touched[token / 32], 1u << (token % 32));
-    atomicOr(&slot.context[token / 32], 1u << (token % 32));
-    atomicAdd(&slot.output_counts[token], 1u);
+    const int token = a.slots[i] >= 0 ? sampled_token(a, i) : -1;
+    if (token >= 0) count_output(p, i, token);
   }
 }
 
@@ -310,8 +381,10 @@ __global__ __launch_bounds__(kSampleThreads, 2) void sample_kernel(const __grid_
   const bool active = known && slot.active;
   const Row r = make_row(p.a.logits, row, p.a.vocab, &slot,
                          p.a.allowed != nullptr ? p.a.allowed + row * p.a.allowed_stride : nullptr);
-  const Noise noise{slot.seed, static_cast<uint32_t>(p.a.positions[row]), slot.choice};
+  const auto purpose = p.a.draft_noise ? numerics::NoisePurpose::kDraft : numerics::NoisePurpose::kSample;
+  const Noise noise{slot.seed, static_cast<uint32_t>(p.a.positions[row]), static_cast<uint32_t>(purpose), slot.choice};
   const bool counts = p.a.count_output && *p.counting != 0;
+  const bool drafts = p.a.drafts.requests != 0;
   if (threadIdx.x == 0) {
     s.bound = 0;
     s.row = r;
@@ -319,14 +392,16 @@ __global__ __launch_bounds__(kSampleThreads, 2) void sample_kernel(const __grid_
   }
   hopper::cluster_sync();  // every CTA of the cluster runs: from here on they may write to each other
   hopper::wait_for_predecessors();
-  if (active) {
+  if (active && drafts && slot.counts && find_drafted(s, p.a, row, slot) < 0) {
+    if (part.rank == 0) write_failure(p.a, row, kBadDraft, slot.top_logprobs >= 0);
+  } else if (active) {
     sample_row(s, p.a, row, part, r, noise);
   } else if (id >= 0 && part.rank == 0) {
-    write_failure(p.a, row, false);
+    write_failure(p.a, row, kNotFinite, false);
   }
-  if (part.rank == 0 && counts) {
+  if (part.rank == 0 && (counts || drafts)) {
     __syncthreads();
-    count_outputs(s, p);
+    finish_step(s, p, counts);
   }
 }
 

@@ -77,6 +77,9 @@ struct Row {
   const SlotSettings* slot;
   const uint32_t* touched;
   const uint32_t* allowed;  // a bit a token, or null; a token without it is -infinity
+  // Drafted tokens that count as output for this row; their bits in `touched` are set.
+  const int32_t* drafted = nullptr;
+  int drafted_count = 0;
 };
 
 __device__ inline Row make_row(const float* logits, int64_t row, int64_t vocab, const SlotSettings* slot,
@@ -126,10 +129,16 @@ __device__ inline float bias_of(const SlotSettings& s, int id) {
   return low < s.bias_count && s.bias_ids[low] == id ? s.bias_values[low] : 0.0f;
 }
 
-__device__ __noinline__ inline float touched_value(const SlotSettings& s, int id, float y) {
-  const bool in_context = ((s.context[id / 32] >> (id % 32)) & 1) != 0;
-  return numerics::process_logit(y, bias_of(s, id), s.penalties, in_context, static_cast<int>(s.output_counts[id]),
-                                 s.inv_temperature);
+__device__ __noinline__ inline float touched_value(const Row& r, int id, float y) {
+  const SlotSettings& s = *r.slot;
+  bool in_context = ((s.context[id / 32] >> (id % 32)) & 1) != 0;
+  int outputs = static_cast<int>(s.output_counts[id]);
+  for (int i = 0; i < r.drafted_count; i++) {
+    if (r.drafted[i] != id) continue;
+    in_context = true;
+    outputs++;
+  }
+  return numerics::process_logit(y, bias_of(s, id), s.penalties, in_context, outputs, s.inv_temperature);
 }
 
 // Rule N12 for a token of which nothing but temperature is to be taken. At temperature 1 the product is y itself.
@@ -147,19 +156,18 @@ __device__ inline uint32_t touched_bits(const uint32_t* touched, int group) {
   return (touched[static_cast<uint32_t>(group) / 8] >> (static_cast<uint32_t>(group) % 8 * 4)) & 15;
 }
 
-__device__ __noinline__ inline float4 touched_group(const SlotSettings& s, int group, uint32_t bits, float4 y,
-                                                    float4 z) {
-  if ((bits & 1) != 0) z.x = touched_value(s, group * 4, y.x);
-  if ((bits & 2) != 0) z.y = touched_value(s, group * 4 + 1, y.y);
-  if ((bits & 4) != 0) z.z = touched_value(s, group * 4 + 2, y.z);
-  if ((bits & 8) != 0) z.w = touched_value(s, group * 4 + 3, y.w);
+__device__ __noinline__ inline float4 touched_group(const Row& r, int group, uint32_t bits, float4 y, float4 z) {
+  if ((bits & 1) != 0) z.x = touched_value(r, group * 4, y.x);
+  if ((bits & 2) != 0) z.y = touched_value(r, group * 4 + 1, y.y);
+  if ((bits & 4) != 0) z.z = touched_value(r, group * 4 + 2, y.z);
+  if ((bits & 8) != 0) z.w = touched_value(r, group * 4 + 3, y.w);
   return z;
 }
 
 __device__ inline float4 process_group(const Row& r, int group, const float4& y) {
   const float4 z = times(y, r.factor);
   const uint32_t bits = r.touched != nullptr ? touched_bits(r.touched, group) : 0;
-  const float4 v = bits == 0 ? z : touched_group(*r.slot, group, bits, y, z);
+  const float4 v = bits == 0 ? z : touched_group(r, group, bits, y, z);
   return r.allowed != nullptr ? masked(v, touched_bits(r.allowed, group)) : v;
 }
 
@@ -223,21 +231,21 @@ __device__ void for_each_group(const Row& r, const ClusterPart& part, bool raw, 
 
 struct Noise {
   uint64_t seed;
-  uint32_t position, choice;
+  uint32_t position, purpose, choice;
 };
 __device__ inline numerics::PhiloxWords noise_words(const Noise& n, int group) {
-  return numerics::philox4x32(n.seed, {{static_cast<uint32_t>(group), n.position,
-                                        static_cast<uint32_t>(numerics::NoisePurpose::kSample), n.choice}});
+  return numerics::philox4x32(n.seed, {{static_cast<uint32_t>(group), n.position, n.purpose, n.choice}});
 }
 
 // The same with the rounds' keys made beforehand.
 struct NoiseStream {
   uint32_t key0[numerics::kPhiloxRounds], key1[numerics::kPhiloxRounds];
-  uint32_t position, choice;
+  uint32_t position, purpose, choice;
 };
 __device__ inline NoiseStream noise_stream(const Noise& n) {
   NoiseStream s;
   s.position = n.position;
+  s.purpose = n.purpose;
   s.choice = n.choice;
 #pragma unroll
   for (int i = 0; i < numerics::kPhiloxRounds; i++) {
@@ -255,8 +263,7 @@ __device__ inline void multiply_wide(uint32_t a, uint32_t b, uint32_t& high, uin
   asm("mov.b64 {%0, %1}, %2;" : "=r"(low), "=r"(high) : "l"(p));
 }
 __device__ inline numerics::PhiloxWords noise_words(const NoiseStream& n, int group) {
-  uint32_t c[4] = {static_cast<uint32_t>(group), n.position, static_cast<uint32_t>(numerics::NoisePurpose::kSample),
-                   n.choice};
+  uint32_t c[4] = {static_cast<uint32_t>(group), n.position, n.purpose, n.choice};
 #pragma unroll
   for (int i = 0; i < numerics::kPhiloxRounds; i++) {
     uint32_t high0, low0, high1, low1;
@@ -334,6 +341,20 @@ __device__ ThreadScan scan_row(const Row& r, const ClusterPart& part, bool raw, 
   const uint32_t* allowed = raw ? nullptr : r.allowed;
   const float factor = raw ? 1.0f : r.factor;
   ThreadScan s;
+  const auto scan_touched = [&](int group) {
+    const uint32_t bits = touched_bits(touched, group);
+    const float4 none = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
+    float4 z = touched_group(r, group, bits, raw_group(r, group), none);
+    if (allowed != nullptr) z = masked(z, touched_bits(allowed, group));
+    scan_group<kNoise>(s, group, z, stream);
+  };
+  uint64_t left = 0;  // bit i: this thread's i-th group, counted from `block`, has touched tokens
+  int block = part.first, place = 0;
+  // Each lane goes on to its own next one: a warp's few are had in one or two rounds.
+  const auto visit_touched = [&] {
+#pragma unroll 1
+    for (; left != 0; left &= left - 1) scan_touched(block + (__ffsll(static_cast<long long>(left)) - 1) * part.stride);
+  };
 #pragma unroll 1
   for (int first = part.first; first < r.groups; first += kBatch * part.stride) {
     float4 y[kBatch];
@@ -343,6 +364,7 @@ __device__ ThreadScan scan_row(const Row& r, const ClusterPart& part, bool raw, 
       for (int u = 0; u < kBatch; u++) {
         const int group = first + u * part.stride;
         const uint32_t bits = group < r.groups ? touched_bits(touched, group) : 0;
+        if (bits != 0) left |= uint64_t{1} << (place + u);
         if ((bits & 1) != 0) y[u].x = kMinusInfinity;
         if ((bits & 2) != 0) y[u].y = kMinusInfinity;
         if ((bits & 4) != 0) y[u].z = kMinusInfinity;
@@ -361,17 +383,14 @@ __device__ ThreadScan scan_row(const Row& r, const ClusterPart& part, bool raw, 
       const int group = first + u * part.stride;
       if (group < r.groups) scan_group<kNoise>(s, group, times(y[u], factor), stream);
     }
+    place += kBatch;
+    if (place + kBatch > 64) {
+      visit_touched();
+      block = first + kBatch * part.stride;
+      place = 0;
+    }
   }
-  if (touched == nullptr) return s;
-#pragma unroll 1
-  for (int group = part.first; group < r.groups; group += part.stride) {
-    const uint32_t bits = touched_bits(touched, group);
-    if (bits == 0) continue;
-    const float4 none = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
-    float4 z = touched_group(*r.slot, group, bits, raw_group(r, group), none);
-    if (allowed != nullptr) z = masked(z, touched_bits(allowed, group));
-    scan_group<kNoise>(s, group, z, stream);
-  }
+  visit_touched();
   return s;
 }
 
@@ -394,6 +413,7 @@ constexpr int kStages = 3;
 
 struct SampleShared {
   Row row;  // of this cluster; the functions off the hot path read it here
+  int32_t drafted[kMaxDraftDepth];
   Noise noise;
   Exchange from[kStages][kMaxSampleCluster];
   uint64_t sums[kStages][2][kMaxSampleCluster];
