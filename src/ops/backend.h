@@ -90,6 +90,11 @@ class Backend {
     norm_gemm(n, g);
     rope_cache(r);
   }
+  // A layer's FFN: norm_gemm(n, up), then gemm(down) of its output, which need not be written.
+  virtual void norm_gemm_gemm(const RmsNormArgs& n, const GemmArgs& up, const GemmArgs& down) {
+    norm_gemm(n, up);
+    gemm(down);
+  }
   virtual std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) = 0;
   virtual void sample(SamplerSlots&, const SampleArgs&) = 0;
   virtual void log_probs(const LogProbArgs&) = 0;

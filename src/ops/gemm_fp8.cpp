@@ -30,6 +30,10 @@ void GemmFp8Args::check() const {
   require(k > 0 && k <= kMost, "gemm_fp8: k is {}; it must be in [1, {}]", k, kMost);
   require(out_type == DType::kBF16 || out_type == DType::kF16 || out_type == DType::kF32,
           "gemm_fp8: out_type is {}; it must be BF16, F16 or F32", dtype_info(out_type).name);
+  require(out_stride == 0 || (out_stride >= n && out_stride <= kMost),
+          "gemm_fp8: out_stride is {}; it must be 0 or from n ({}) to {}", out_stride, n, kMost);
+  require(!add || out_type == DType::kF32, "gemm_fp8: out_type is {}; only F32 can be added to",
+          dtype_info(out_type).name);
   if (m == 0) return;
   check_scale_stride("gemm_fp8", "x_scale_stride", x_scale_stride, m);
   check_pointer("gemm_fp8", "x", x, 16);
@@ -39,15 +43,27 @@ void GemmFp8Args::check() const {
   check_pointer("gemm_fp8", "out", out, dtype_info(out_type).block_bytes);
 }
 
+void GateArgs::check() const {
+  require(count >= 0 && count <= kMost, "gate: count is {}; it must be in [0, {}]", count, kMost);
+  require(n > 0 && n <= kMost, "gate: n is {}; it must be in [1, {}]", n, kMost);
+  require(kind != GatedKind::kNone, "gate: kind is none; it must be silu or gelu");
+  require(out_type == DType::kBF16 || out_type == DType::kF16, "gate: out_type is {}; it must be BF16 or F16",
+          dtype_info(out_type).name);
+  if (count == 0) return;
+  check_pointer("gate", "x", x, 16);
+  check_pointer("gate", "out", out, 2);
+}
+
 void QuantizeFp8Args::check() const {
   require(count >= 0 && count <= kMost, "quantize_fp8: count is {}; it must be in [0, {}]", count, kMost);
   require(n > 0 && n <= kMost, "quantize_fp8: n is {}; it must be in [1, {}]", n, kMost);
-  require(weight == nullptr || !gated, "quantize_fp8: a norm's weight and `gated` exclude each other");
+  const bool pairs = gated != GatedKind::kNone;
+  require(weight == nullptr || !pairs, "quantize_fp8: a norm's weight and `gated` exclude each other");
   require(round_type == DType::kBF16 || round_type == DType::kF16,
           "quantize_fp8: round_type is {}; it must be BF16 or F16", dtype_info(round_type).name);
   const bool half = x_type == DType::kBF16 || x_type == DType::kF16, wide = x_type == DType::kF32;
   require(weight != nullptr ? wide
-          : gated           ? (half || wide)
+          : pairs           ? (half || wide)
                             : half,
           "quantize_fp8: x_type is {}; plain values are BF16 or F16, a norm's input F32, gate and up any of them",
           dtype_info(x_type).name);

@@ -26,6 +26,24 @@ struct GemmFp8Args {
   int64_t n = 0, k = 0;
   DType out_type = DType::kBF16;  // kBF16, kF16, or kF32: the accumulator itself
   void* out = nullptr;            // [m, n]
+  int64_t out_stride = 0;         // elements from a row of out to the next; 0: n
+  const float* bias = nullptr;    // [n] or null: fadd(acc, bias[j])
+  bool add = false;               // out, of kF32, becomes fadd(out, acc (+ bias)): the residual stream, in place
+
+  int64_t row_stride() const { return out_stride == 0 ? n : out_stride; }
+  void check() const;
+};
+
+// What stands between a pair of gate and up: fmul(act(gate), up).
+enum class GatedKind : uint8_t { kNone, kSilu, kGelu };
+
+// out[i, j] = round(fmul(act(x[i, j]), x[i, n + j])), x being [count, 2n].
+struct GateArgs {
+  const float* x = nullptr;
+  int64_t count = 0, n = 0;
+  GatedKind kind = GatedKind::kSilu;
+  DType out_type = DType::kBF16;  // kBF16 or kF16
+  uint16_t* out = nullptr;        // [count, n]
 
   void check() const;
 };
@@ -33,7 +51,7 @@ struct GemmFp8Args {
 // out = e4m3 of v / scale over every 128 values of a row, where v[i, j] is
 //   x[i, j]                                                                (no weight, not gated; x bf16 or f16)
 //   round(rms_norm(x[i, :]))[j] by rule N8                                 (weight given; x f32)
-//   round(fmul(silu(x[i, j]), x[i, n + j])), x being [count, 2n]           (gated; x f32, bf16 or f16)
+//   round(fmul(act(x[i, j]), x[i, n + j])), x being [count, 2n]            (gated; x f32, bf16 or f16)
 // round: to round_type. The same bytes as the rounding operator followed by plain quantisation.
 struct QuantizeFp8Args {
   const void* x = nullptr;
@@ -41,7 +59,7 @@ struct QuantizeFp8Args {
   int64_t count = 0, n = 0;
   const float* weight = nullptr;  // [n]
   float eps = 1e-5f;
-  bool gated = false;
+  GatedKind gated = GatedKind::kNone;
   DType round_type = DType::kBF16;  // kBF16 or kF16
   uint8_t* out = nullptr;           // [count, fp8_row_bytes(n)]
   float* scale = nullptr;           // [fp8_blocks(n), scale_stride]

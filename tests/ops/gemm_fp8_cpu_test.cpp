@@ -165,7 +165,7 @@ TEST(QuantizeFp8Cpu, EqualsTheRule) {
       a.count = count;
       a.n = n;
       a.weight = form == 1 ? weight.data() : nullptr;
-      a.gated = form == 2;
+      a.gated = form == 2 ? GatedKind::kSilu : GatedKind::kNone;
       a.out = out.data();
       a.scale = scale.data();
       a.scale_stride = stride;

@@ -58,7 +58,7 @@ void check(const Problem& p) {
   a.count = p.count;
   a.n = p.n;
   a.weight = p.form == Form::kNorm ? gpu_weight.data() : nullptr;
-  a.gated = p.form == Form::kGated;
+  a.gated = p.form == Form::kGated ? GatedKind::kSilu : GatedKind::kNone;
   a.round_type = p.round_type;
   a.out = out.data();
   a.scale = scale.data();

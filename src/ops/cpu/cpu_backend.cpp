@@ -2,15 +2,18 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
 #include "base/error.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/gemm.h"
+#include "ops/cpu/gemm_fp8.h"
 #include "ops/cpu/packed_linear.h"
 #include "ops/cpu/reference_linear.h"
 #include "ops/cpu/simd_target.h"
+#include "ops/linear_fp8.h"
 
 namespace isobit {
 namespace {
@@ -22,6 +25,37 @@ size_t physical_bytes(int pages) {
   const long count = sysconf(pages), size = sysconf(_SC_PAGESIZE);
   return count > 0 && size > 0 ? static_cast<size_t>(count) * static_cast<size_t>(size) : 0;
 }
+
+class CpuFp8Kernels final : public Fp8Kernels {
+ public:
+  explicit CpuFp8Kernels(const cpu::Cpu& cpu) : cpu_(cpu) {}
+  void quantize(const QuantizeFp8Args& a) override { run(a, cpu::quantize_fp8); }
+  void gemm(const GemmFp8Args& a) override { run(a, cpu::gemm_fp8); }
+  void gate(const GateArgs& a) override { run(a, cpu::gate); }
+  std::span<std::byte> scratch(size_t bytes) override {
+    const size_t wanted = (std::min(bytes, kMostScratch) + kAlignment - 1) / kAlignment * kAlignment;
+    if (wanted > bytes_) {
+      scratch_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, wanted)));
+      bytes_ = scratch_ != nullptr ? wanted : 0;
+    }
+    return {scratch_.get(), bytes_};
+  }
+
+ private:
+  static constexpr size_t kMostScratch = size_t{64} << 20;
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+  template <typename Args>
+  void run(const Args& a, void (*op)(const cpu::Cpu&, const Args&)) {
+    a.check();
+    op(cpu_, a);
+  }
+
+  cpu::Cpu cpu_;
+  std::unique_ptr<std::byte, Free> scratch_;
+  size_t bytes_ = 0;
+};
 
 class CpuBackend final : public Backend {
  public:
@@ -53,6 +87,7 @@ class CpuBackend final : public Backend {
   std::unique_ptr<Linear> load_linear(std::span<const WeightPart> parts, LinearForm form, DType type) override {
     require(type == DType::kBF16 || type == DType::kF16, "load_linear: type is {}; it must be BF16 or F16",
             dtype_info(type).name);
+    if (is_block_scaled(parts)) return load_fp8_linear(*this, parts, form);
     if (type == DType::kF16) return cpu::load_reference(parts, form, type);
     // Fast weights while they are small beside the machine's memory; the bits are the same.
     const bool fast = packed_bytes_ < physical_bytes(_SC_PHYS_PAGES) / kFastShare;
@@ -64,10 +99,25 @@ class CpuBackend final : public Backend {
   void embed(const EmbedArgs& a) override { run(a, cpu::embed); }
   void rms_norm(const RmsNormArgs& a) override { run(a, cpu::rms_norm); }
   void gemm(const GemmArgs& a) override {
+    if (as_fp8(a.w) != nullptr) {
+      a.check();
+      return fp8_gemm(fp8_, a);
+    }
     const bool f16 = dynamic_cast<const cpu::ReferenceLinear*>(a.w) != nullptr;
     require(a.w == nullptr || f16 == (a.type == DType::kF16),
             "gemm: type is {}, but the weights were loaded for the other", dtype_info(a.type).name);
     run(a, f16 ? cpu::gemm_reference : cpu::gemm);
+  }
+  void norm_gemm(const RmsNormArgs& n, const GemmArgs& g) override {
+    n.check();
+    g.check();
+    if (as_fp8(g.w) == nullptr || !fp8_norm_gemm(fp8_, n, g)) Backend::norm_gemm(n, g);
+  }
+  void norm_gemm_gemm(const RmsNormArgs& n, const GemmArgs& up, const GemmArgs& down) override {
+    n.check();
+    up.check();
+    down.check();
+    if (!fp8_norm_gemm_gemm(fp8_, n, up, down)) Backend::norm_gemm_gemm(n, up, down);
   }
   void rope_cache(const RopeCacheArgs& a) override { run(a, cpu::rope_cache); }
   void attention(const AttentionArgs& a) override { run(a, cpu::attention); }
@@ -93,6 +143,7 @@ class CpuBackend final : public Backend {
 
   int64_t simd_;
   ThreadPool pool_;
+  CpuFp8Kernels fp8_{{pool_, simd_}};
   cpu::WeightArena arena_;
   size_t packed_bytes_ = 0;
 };

@@ -171,7 +171,10 @@ void decode_row(const uint8_t* x, Fp8Rows& rows, int r) {
   rows.nan[r] = nan;
 }
 
-void store(const GemmFp8Args& a, int64_t at, float v) {
+void store(const GemmFp8Args& a, int64_t row, int64_t column, float v) {
+  const int64_t at = row * a.row_stride() + column;
+  if (a.bias != nullptr) v = numerics::fadd(v, a.bias[column]);
+  if (a.add) v = numerics::fadd(static_cast<const float*>(a.out)[at], v);
   if (a.out_type == DType::kF32) {
     static_cast<float*>(a.out)[at] = numerics::canonical(v);
   } else {
@@ -203,7 +206,7 @@ void gemm_fp8(const Cpu& cpu, const GemmFp8Args& a) {
       }
     }
     for (int r = 0; r < rows; r++) {
-      for (int c = 0; c < columns; c++) store(a, (row0 + r) * a.n + column0 + c, s.acc[r][c]);
+      for (int c = 0; c < columns; c++) store(a, row0 + r, column0 + c, s.acc[r][c]);
     }
   });
 }
@@ -216,7 +219,21 @@ float widen(const void* x, DType t, int64_t at) {
   return t == DType::kBF16 ? numerics::bf16_to_f32(h) : numerics::f16_to_f32(h);
 }
 
+uint16_t narrow(DType t, float v) { return t == DType::kBF16 ? numerics::f32_to_bf16(v) : numerics::f32_to_f16(v); }
+
+float gated_product(GatedKind kind, float gate, float up) {
+  return numerics::fmul(kind == GatedKind::kSilu ? numerics::silu(gate) : numerics::gelu_tanh(gate), up);
+}
+
 }  // namespace
+
+void gate(const Cpu& cpu, const GateArgs& a) {
+  cpu.pool.parallel_for(a.count, [&](int, int64_t row) {
+    const float* x = a.x + row * 2 * a.n;
+    for (int64_t j = 0; j < a.n; j++)
+      a.out[row * a.n + j] = narrow(a.out_type, gated_product(a.kind, x[j], x[a.n + j]));
+  });
+}
 
 void quantize_fp8(const Cpu& cpu, const QuantizeFp8Args& a) {
   const int64_t blocks = fp8_blocks(a.n), stride = fp8_row_bytes(a.n);
@@ -227,13 +244,13 @@ void quantize_fp8(const Cpu& cpu, const QuantizeFp8Args& a) {
       norm = numerics::rms_scale(numerics::sum_of_squares(x, a.n), a.n, a.eps);
     }
     const auto round = [&](float v) {
-      return a.round_type == DType::kBF16 ? numerics::bf16_to_f32(numerics::f32_to_bf16(v))
-                                          : numerics::f16_to_f32(numerics::f32_to_f16(v));
+      const uint16_t h = narrow(a.round_type, v);
+      return a.round_type == DType::kBF16 ? numerics::bf16_to_f32(h) : numerics::f16_to_f32(h);
     };
     const auto value = [&](int64_t j) {
-      if (a.gated) {
+      if (a.gated != GatedKind::kNone) {
         const int64_t at = row * 2 * a.n + j;
-        return round(numerics::fmul(numerics::silu(widen(a.x, a.x_type, at)), widen(a.x, a.x_type, at + a.n)));
+        return round(gated_product(a.gated, widen(a.x, a.x_type, at), widen(a.x, a.x_type, at + a.n)));
       }
       const float v = widen(a.x, a.x_type, row * a.n + j);
       return a.weight != nullptr ? round(numerics::rms_value(v, norm, a.weight[j])) : v;

@@ -7,5 +7,6 @@ namespace isobit::cpu {
 
 void gemm_fp8(const Cpu& cpu, const GemmFp8Args& a);
 void quantize_fp8(const Cpu& cpu, const QuantizeFp8Args& a);
+void gate(const Cpu& cpu, const GateArgs& a);
 
 }  // namespace isobit::cpu

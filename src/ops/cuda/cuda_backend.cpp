@@ -6,10 +6,12 @@
 #include "base/error.h"
 #include "ops/cuda/dequantize.h"
 #include "ops/cuda/device.h"
+#include "ops/cuda/gemm_fp8.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/linear_cuda.h"
 #include "ops/cuda/staging.h"
 #include "ops/cuda/step_graphs.h"
+#include "ops/linear_fp8.h"
 
 namespace isobit {
 namespace {
@@ -44,6 +46,29 @@ class Stream {
 
  private:
   cudaStream_t stream_ = nullptr;
+};
+
+class CudaFp8Kernels final : public Fp8Kernels {
+ public:
+  explicit CudaFp8Kernels(const cuda::KernelContext& context) : context_(context) {}
+  void quantize(const QuantizeFp8Args& a) override {
+    a.check();
+    launch_quantize_fp8(a, context_);
+  }
+  void gemm(const GemmFp8Args& a) override {
+    a.check();
+    launch_gemm_fp8(a, context_);
+  }
+  void gate(const GateArgs& a) override {
+    a.check();
+    launch_gate(a, context_);
+  }
+  std::span<std::byte> scratch(size_t) override {
+    return {static_cast<std::byte*>(context_.workspace), context_.workspace_bytes};
+  }
+
+ private:
+  const cuda::KernelContext& context_;
 };
 
 class CudaBackend final : public Backend {
@@ -132,6 +157,7 @@ class CudaBackend final : public Backend {
             "load_linear: a gated pair needs two parts of equal rows");
     require(type == DType::kBF16 || type == DType::kF16, "load_linear: type is {}; it must be BF16 or F16",
             dtype_info(type).name);
+    if (is_block_scaled(parts)) return load_fp8_linear(*this, parts, form);
     const int64_t k = parts[0].cols;
     int64_t n = 0;
     for (const WeightPart& p : parts) {
@@ -172,6 +198,7 @@ class CudaBackend final : public Backend {
   void gemm(const GemmArgs& a) override {
     a.check();
     use_device();
+    if (as_fp8(a.w) != nullptr) return fp8_gemm(fp8_, a);
     launch_gemm(a, context_);
   }
   void rope_cache(const RopeCacheArgs& a) override {
@@ -188,13 +215,25 @@ class CudaBackend final : public Backend {
     n.check();
     g.check();
     use_device();
+    if (as_fp8(g.w) != nullptr) {
+      if (!fp8_norm_gemm(fp8_, n, g)) Backend::norm_gemm(n, g);
+      return;
+    }
     launch_gemm_between(&n, g, nullptr, context_);
+  }
+  void norm_gemm_gemm(const RmsNormArgs& n, const GemmArgs& up, const GemmArgs& down) override {
+    n.check();
+    up.check();
+    down.check();
+    use_device();
+    if (!fp8_norm_gemm_gemm(fp8_, n, up, down)) Backend::norm_gemm_gemm(n, up, down);
   }
   void norm_gemm_rope(const RmsNormArgs& n, const GemmArgs& g, const RopeCacheArgs& r) override {
     n.check();
     g.check();
     r.check();
     use_device();
+    if (as_fp8(g.w) != nullptr) return Backend::norm_gemm_rope(n, g, r);
     launch_gemm_between(&n, g, &r, context_);
   }
   std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) override {
@@ -271,6 +310,7 @@ class CudaBackend final : public Backend {
   bool use_graphs_;
   Buffer workspace_, unpack_, counters_;
   cuda::KernelContext context_;
+  CudaFp8Kernels fp8_{context_};
 };
 
 }  // namespace

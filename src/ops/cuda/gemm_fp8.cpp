@@ -1,5 +1,7 @@
 #include "ops/cuda/gemm_fp8.h"
 
+#include <algorithm>
+
 #include "ops/cuda/device.h"
 
 namespace isobit::cuda {
@@ -39,7 +41,7 @@ CUtensorMap out_map(const GemmFp8Args& a) {
   m.base = a.out;
   m.rows = a.m;
   m.columns = a.n;
-  m.row_bytes = a.n * 2;
+  m.row_bytes = a.row_stride() * 2;
   m.box_rows = 64;
   m.box_columns = 64;
   return matrix_map(m);
@@ -62,19 +64,23 @@ void launch_gemm_fp8_planned(const GemmFp8Args& a, const GemmFp8Plan& plan, cons
   p.cluster_m = plan.cluster_m;
   p.stages = plan.stages;
   p.tile_m = plan.tile_m;
+  p.x_load = static_cast<int>(std::min<int64_t>(a.m, plan.tile_m));
   p.out_type = a.out_type == DType::kBF16  ? GemmFp8Out::kBF16
                : a.out_type == DType::kF16 ? GemmFp8Out::kF16
                                            : GemmFp8Out::kF32;
   const int64_t element = a.out_type == DType::kF32 ? 4 : 2;
   const auto out = reinterpret_cast<uintptr_t>(a.out);
-  p.even = a.n % 2 == 0 && out % static_cast<uintptr_t>(2 * element) == 0;
-  p.wide = a.n * element % 16 == 0 && out % 16 == 0;
+  p.out_stride = a.row_stride();
+  p.even = p.out_stride % 2 == 0 && out % static_cast<uintptr_t>(2 * element) == 0;
+  p.wide = p.out_stride * element % 16 == 0 && out % 16 == 0;
+  p.add = a.add;
+  p.bias = a.bias;
   p.w_scale = a.w_scale;
   p.out = a.out;
-  p.staged = plan.staged && p.wide && element == 2;
+  p.staged = plan.staged && p.wide && element == 2 && a.bias == nullptr;
   GemmFp8Maps maps = {};
   if (p.staged) maps.out = out_map(a);
-  maps.x = blocks_map(a.x, a.m, row_bytes, plan.tile_m, tile.slices);
+  maps.x = blocks_map(a.x, a.m, row_bytes, p.x_load, p.x_load == plan.tile_m ? tile.slices : 1);
   const int share = tile.tile_n / plan.cluster_m;
   maps.w = tile.permuted ? permuted_map(a.w, a.n, row_bytes, share)
                          : blocks_map(a.w, a.n, row_bytes, share, plan.cluster_m == 1 ? tile.slices : 1);

@@ -22,5 +22,6 @@ void launch_gemm_fp8_many(const GemmFp8Plan& plan, const GemmFp8Maps& maps, cons
                           cudaStream_t stream);
 
 void launch_quantize_fp8(const QuantizeFp8Args& args, const KernelContext& context);  // quantize_fp8.cu
+void launch_gate(const GateArgs& args, const KernelContext& context);                 // quantize_fp8.cu
 
 }  // namespace isobit::cuda

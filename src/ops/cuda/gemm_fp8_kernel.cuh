@@ -21,6 +21,7 @@
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/hopper/registers.h"
 #include "ops/cuda/hopper/tma_5d.h"
+#include "ops/cuda/hopper/warp.h"
 #include "ops/cuda/hopper/wgmma_e4m3.h"
 
 namespace isobit::cuda {
@@ -87,20 +88,30 @@ __device__ inline uint32_t pack(bool half, float low, float high) {
   return half ? pack_f16(low, high) : pack_bf16(low, high);
 }
 
+// Two f32 outputs, of which the second may not exist; `whole`: both do, and stand at 8 bytes.
+__device__ inline void store_f32(float* out, bool add, bool whole, float a, float b, bool both) {
+  using numerics::fadd;
+  if (whole) {
+    const float2 old = add ? *reinterpret_cast<const float2*>(out) : make_float2(0.0f, 0.0f);
+    *reinterpret_cast<float2*>(out) = add ? make_float2(fadd(old.x, a), fadd(old.y, b)) : make_float2(a, b);
+    return;
+  }
+  out[0] = add ? fadd(out[0], a) : a;
+  if (both) out[1] = add ? fadd(out[1], b) : b;
+}
+
 // Two neighbouring columns of a row.
 __device__ inline void store_pair(const GemmFp8Params& p, int64_t row, int column, float a, float b) {
-  const int64_t at = row * p.columns + column;
+  using numerics::fadd;
+  const int64_t at = row * p.out_stride + column;
   const bool both = column + 1 < p.columns;
   if (column >= p.columns) return;
+  if (p.bias != nullptr) {
+    a = fadd(a, __ldg(p.bias + column));
+    if (both) b = fadd(b, __ldg(p.bias + column + 1));
+  }
   if (p.out_type == GemmFp8Out::kF32) {
-    float* out = static_cast<float*>(p.out) + at;
-    if (p.even && both) {
-      *reinterpret_cast<float2*>(out) = make_float2(a, b);
-    } else {
-      out[0] = a;
-      if (both) out[1] = b;
-    }
-    return;
+    return store_f32(static_cast<float*>(p.out) + at, p.add, p.even && both, a, b, both);
   }
   const uint32_t packed = pack(p.out_type == GemmFp8Out::kF16, a, b);
   uint16_t* out = static_cast<uint16_t*>(p.out) + at;
@@ -114,12 +125,12 @@ __device__ inline void store_pair(const GemmFp8Params& p, int64_t row, int colum
 
 // Eight neighbouring columns of a row.
 __device__ inline void store_eight(const GemmFp8Params& p, int64_t row, int column, const float (&v)[8]) {
-  if (!p.wide || column + 8 > p.columns) {
+  if (!p.wide || p.add || p.bias != nullptr || column + 8 > p.columns) {
 #pragma unroll
     for (int i = 0; i < 8; i += 2) store_pair(p, row, column + i, v[i], v[i + 1]);
     return;
   }
-  const int64_t at = row * p.columns + column;
+  const int64_t at = row * p.out_stride + column;
   if (p.out_type == GemmFp8Out::kF32) {
     auto* out = reinterpret_cast<float4*>(static_cast<float*>(p.out) + at);
     out[0] = make_float4(v[0], v[1], v[2], v[3]);
@@ -234,8 +245,8 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
   extern __shared__ uint8_t shared_raw[];
   __shared__ uint64_t barriers[2 * kGemmFp8MaxStages];
   constexpr uint32_t kWSlice = kTile.tile_n * kBlockRow, kWStage = kSlices * kWSlice;
-  const uint32_t full = kept_shared_address(barriers), empty = full + 8 * kGemmFp8MaxStages;
-  const uint32_t x_ring = (kept_shared_address(shared_raw) + 1023) & ~1023u;
+  const uint32_t full = uniform(kept_shared_address(barriers)), empty = full + 8 * kGemmFp8MaxStages;
+  const uint32_t x_ring = (uniform(kept_shared_address(shared_raw)) + 1023) & ~1023u;
   const uint32_t x_slice = static_cast<uint32_t>(p.tile_m) * kBlockRow, x_stage = kSlices * x_slice;
   const uint32_t w_ring = x_ring + static_cast<uint32_t>(p.stages) * x_stage;
   const uint32_t scale_slice = static_cast<uint32_t>(p.tile_m) * 4;
@@ -243,8 +254,8 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
   const uint32_t scale_ring = w_ring + static_cast<uint32_t>(p.stages) * kWStage;
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const int warp = __shfl_sync(0xffffffff, thread / 32, 0);  // the compiler sees that a warp takes one branch
-  const int rank = p.cluster_m > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const int warp = uniform(thread / 32);  // the compiler sees that a warp takes one branch
+  const int rank = p.cluster_m > 1 ? uniform(static_cast<int>(cluster_rank())) : 0;
   const int first_tile = static_cast<int>(blockIdx.x) / p.cluster_m;
   const int clusters = static_cast<int>(gridDim.x) / p.cluster_m;
   const TileWalk walk{p};
@@ -270,10 +281,12 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
 
   if (warp >= kWarpgroups * 4) {
     if constexpr (kWarpgroups > 1) lower_registers<40>();
+    // A whole warp walks and one lane issues: so the compiler sees that the copy engine's operands are the same for
+    // all.
     const int role = warp - kWarpgroups * 4;
     RingPosition at;
     at.phase = 1;
-    if (role == 0 && lane == 0) {
+    if (role == 0) {
       // w: each CTA of a cluster copies its share of the rows to all of them.
       const uint64_t policy = p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy();
       const int share = kTile.tile_n / p.cluster_m;
@@ -286,39 +299,54 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
         for (int stage = 0; stage < p.k_stages; stage++) {
           const uint32_t bar = full + 8 * at.slot, to = ring + static_cast<uint32_t>(at.slot) * kWStage;
           mbarrier_wait(empty + 8 * at.slot, at.phase);
-          mbarrier_arrive_expect(bar, kWStage);
-          if constexpr (kTile.permuted) {
-            static_assert(!kTile.permuted || kSlices == 1);
-            if (p.cluster_m == 1) {
-              tma_load_5d(to, &w_map, bar, stage * 128, row / 32, policy);
+          if (elect_one()) {
+            mbarrier_arrive_expect(bar, kWStage);
+            if constexpr (kTile.permuted) {
+              static_assert(!kTile.permuted || kSlices == 1);
+              if (p.cluster_m == 1) {
+                tma_load_5d(to, &w_map, bar, stage * 128, row / 32, policy);
+              } else {
+                tma_load_5d_multicast(to, &w_map, bar, stage * 128, row / 32, mask, policy);
+              }
+            } else if (p.cluster_m == 1) {
+              tma_load_3d(to, &w_map, bar, 0, row, stage * kSlices, policy);
             } else {
-              tma_load_5d_multicast(to, &w_map, bar, stage * 128, row / 32, mask, policy);
-            }
-          } else if (p.cluster_m == 1) {
-            tma_load_3d(to, &w_map, bar, 0, row, stage * kSlices, policy);
-          } else {
 #pragma unroll
-            for (int j = 0; j < kSlices; j++) {
-              tma_load_3d_multicast(to + j * kWSlice, &w_map, bar, 0, row, stage * kSlices + j, mask, policy);
+              for (int j = 0; j < kSlices; j++) {
+                tma_load_3d_multicast(to + j * kWSlice, &w_map, bar, 0, row, stage * kSlices + j, mask, policy);
+              }
             }
           }
+          __syncwarp();
           at.step(p.stages);
         }
       }
-    } else if (role == 1 && lane == 0) {
+    } else if (role == 1) {
       const uint64_t policy = p.m <= 512 ? evict_last_policy() : evict_normal_policy();
+      const bool whole = p.x_load == p.tile_m;  // slices lie end to end
+      const uint32_t bytes = kSlices * (static_cast<uint32_t>(p.x_load) * kBlockRow + scale_slice);
       wait_for_predecessors();
       for (int tile = first_tile; tile < walk.count(); tile += clusters) {
         int mc, nt;
         walk.at(tile, mc, nt);
         const int row = (mc * p.cluster_m + rank) * p.tile_m;
         for (int stage = 0; stage < p.k_stages; stage++) {
-          const uint32_t bar = full + 8 * at.slot;
+          const uint32_t bar = full + 8 * at.slot, to = x_ring + static_cast<uint32_t>(at.slot) * x_stage;
           mbarrier_wait(empty + 8 * at.slot, at.phase);
-          mbarrier_arrive_expect(bar, x_stage + kSlices * scale_slice);
-          tma_load_3d(x_ring + static_cast<uint32_t>(at.slot) * x_stage, &x_map, bar, 0, row, stage * kSlices, policy);
-          tma_load_2d(scale_ring + static_cast<uint32_t>(at.slot) * scale_stage, &scale_map, bar, row, stage * kSlices,
-                      policy);
+          if (elect_one()) {
+            mbarrier_arrive_expect(bar, bytes);
+            if (whole) {
+              tma_load_3d(to, &x_map, bar, 0, row, stage * kSlices, policy);
+            } else {
+#pragma unroll
+              for (int j = 0; j < kSlices; j++) {
+                tma_load_3d(to + j * x_slice, &x_map, bar, 0, row, stage * kSlices + j, policy);
+              }
+            }
+            tma_load_2d(scale_ring + static_cast<uint32_t>(at.slot) * scale_stage, &scale_map, bar, row,
+                        stage * kSlices, policy);
+          }
+          __syncwarp();
           at.step(p.stages);
         }
       }

@@ -13,9 +13,13 @@ struct GemmFp8Params {
   int group_m = 1;
   int cluster_m = 1;
   int stages = 0, tile_m = 0;
+  int x_load = 0;  // rows of x that are asked for: of a single tile those that exist
   bool staged = false;
   GemmFp8Out out_type = GemmFp8Out::kBF16;
   bool even = false, wide = false;  // rows of out stand at whole pairs, and at whole 16 bytes
+  bool add = false;                 // to what out holds (kF32)
+  int64_t out_stride = 0;           // elements
+  const float* bias = nullptr;      // [columns] or null
   const float* w_scale = nullptr;   // [n_blocks, k_blocks]
   void* out = nullptr;
 };

@@ -1,10 +1,12 @@
-// Quantisation of activations to e4m3 (rule N18), alone and behind SwiGLU or RMSNorm: one pass over memory, the bytes
-// of the rounding operator followed by plain quantisation. Bytes an element: 2 read (plain; 4 or 8 behind SwiGLU, 4
-// behind RMSNorm), 1 written; an IEEE division an element, about 10 instructions, stays under that.
+// Quantisation of activations to e4m3 (rule N18), alone and behind SwiGLU, GeGLU or RMSNorm: one pass over memory, the
+// bytes of the rounding operator followed by plain quantisation. Bytes an element: 2 read (plain; 4 or 8 behind SwiGLU,
+// 4 behind RMSNorm), 1 written; an IEEE division an element, about 10 instructions, stays under that.
 //
 // A warp has a block of 128 values, four neighbours a lane, so the largest magnitude is five shuffles away. Plain and
 // SwiGLU: a warp takes kBlocks blocks of a row, a CTA eight rows, whose scales are neighbours. RMSNorm: a CTA a row;
 // warp w has block 8v + w of every 1024 values, which are the sum's lanes 128w to 128w + 127 (rule N8).
+#include <algorithm>
+
 #include "numerics/norm.h"
 #include "numerics/quantize.h"
 #include "ops/cuda/device_math.h"
@@ -86,8 +88,14 @@ __device__ void quantize_block(const QuantizeParams& p, int64_t row, int64_t blo
   if (lane == 0) p.scale[block * p.scale_stride + row] = scale;
 }
 
-template <bool kGated>
+template <GatedKind kKind>
+__device__ float gated_product(float gate, float up) {
+  return numerics::fmul(kKind == GatedKind::kSilu ? silu(gate) : gelu_tanh(gate), up);
+}
+
+template <GatedKind kKind>
 __global__ __launch_bounds__(kThreads) void quantize_fp8_kernel(QuantizeParams p) {
+  constexpr bool kGated = kKind != GatedKind::kNone;
   hopper::launch_dependents();
   hopper::wait_for_predecessors();
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -106,12 +114,25 @@ __global__ __launch_bounds__(kThreads) void quantize_fp8_kernel(QuantizeParams p
   for (int b = 0; b < kBlocks; b++) {
     if (first + b >= blocks) continue;
     if constexpr (kGated) {
-      using numerics::fmul;
-      v[b] = make_float4(
-          round_once(fmul(silu(v[b].x), up[b].x), p.round_half), round_once(fmul(silu(v[b].y), up[b].y), p.round_half),
-          round_once(fmul(silu(v[b].z), up[b].z), p.round_half), round_once(fmul(silu(v[b].w), up[b].w), p.round_half));
+      v[b] = make_float4(round_once(gated_product<kKind>(v[b].x, up[b].x), p.round_half),
+                         round_once(gated_product<kKind>(v[b].y, up[b].y), p.round_half),
+                         round_once(gated_product<kKind>(v[b].z, up[b].z), p.round_half),
+                         round_once(gated_product<kKind>(v[b].w, up[b].w), p.round_half));
     }
     quantize_block(p, row, first + b, v[b]);
+  }
+}
+
+// The gated product alone, where it is not quantised at once (a trace, or a matrix of another kind behind it).
+template <GatedKind kKind>
+__global__ __launch_bounds__(kThreads) void gate_kernel(GateArgs a) {
+  hopper::launch_dependents();
+  hopper::wait_for_predecessors();
+  const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (j >= a.n) return;
+  for (int64_t row = blockIdx.y; row < a.count; row += gridDim.y) {
+    const float v = gated_product<kKind>(a.x[row * 2 * a.n + j], a.x[row * 2 * a.n + a.n + j]);
+    a.out[row * a.n + j] = static_cast<uint16_t>(a.out_type == DType::kF16 ? pack_f16(v, v) : pack_bf16(v, v));
   }
 }
 
@@ -184,7 +205,20 @@ void launch_quantize_fp8(const QuantizeFp8Args& a, const KernelContext& context)
   }
   const int64_t warps = (fp8_blocks(a.n) + kBlocks - 1) / kBlocks * a.count;
   shape.grid = dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps));
-  launch("quantize_fp8", a.gated ? quantize_fp8_kernel<true> : quantize_fp8_kernel<false>, shape, context.stream, p);
+  auto* kernel = a.gated == GatedKind::kSilu   ? quantize_fp8_kernel<GatedKind::kSilu>
+                 : a.gated == GatedKind::kGelu ? quantize_fp8_kernel<GatedKind::kGelu>
+                                               : quantize_fp8_kernel<GatedKind::kNone>;
+  launch("quantize_fp8", kernel, shape, context.stream, p);
+}
+
+void launch_gate(const GateArgs& a, const KernelContext& context) {
+  if (a.count == 0) return;
+  LaunchShape shape;
+  shape.block = dim3(kThreads);
+  shape.grid = dim3(static_cast<unsigned>((a.n + kThreads - 1) / kThreads),
+                    static_cast<unsigned>(std::min<int64_t>(a.count, 32768)));
+  launch("gate", a.kind == GatedKind::kSilu ? gate_kernel<GatedKind::kSilu> : gate_kernel<GatedKind::kGelu>, shape,
+         context.stream, a);
 }
 
 }  // namespace isobit::cuda
