@@ -31,24 +31,33 @@ PrefixTree::Node* PrefixTree::child(const Node& node, std::span<const int32_t> b
 
 void PrefixTree::touch(Node& node) { lru_.splice(lru_.end(), lru_, node.used); }
 
-std::vector<PageId> PrefixTree::match(std::span<const int32_t> tokens) {
-  std::vector<Node*> path;
-  Node* node = &root_;
+// The nodes of the longest known prefix, the root left out.
+std::vector<PrefixTree::Node*> PrefixTree::path(std::span<const int32_t> tokens) const {
+  std::vector<Node*> nodes;
+  const Node* node = &root_;
   const auto block = static_cast<size_t>(page_size_);
   for (size_t i = 0; i + block <= tokens.size(); i += block) {
-    node = child(*node, tokens.subspan(i, block));
-    if (node == nullptr) break;
-    path.push_back(node);
+    Node* next = child(*node, tokens.subspan(i, block));
+    if (next == nullptr) break;
+    nodes.push_back(next);
+    node = next;
   }
+  return nodes;
+}
+
+std::vector<PageId> PrefixTree::match(std::span<const int32_t> tokens) {
+  const std::vector<Node*> nodes = path(tokens);
   std::vector<PageId> pages;
-  for (const Node* n : path) {
+  for (const Node* n : nodes) {
     pool_.retain(n->page);
     pages.push_back(n->page);
   }
   // Deepest first, so that a leaf is always older than its parent.
-  for (auto it = path.rbegin(); it != path.rend(); ++it) touch(**it);
+  for (auto it = nodes.rbegin(); it != nodes.rend(); ++it) touch(**it);
   return pages;
 }
+
+int64_t PrefixTree::matched(std::span<const int32_t> tokens) const { return static_cast<int64_t>(path(tokens).size()); }
 
 void PrefixTree::insert(std::span<const int32_t> tokens, std::span<const PageId> pages) {
   const auto block = static_cast<size_t>(page_size_);

@@ -25,6 +25,9 @@ class PrefixTree {
   // now.
   std::vector<PageId> match(std::span<const int32_t> tokens);
 
+  // How many pages match() would give; marks nothing.
+  int64_t matched(std::span<const int32_t> tokens) const;
+
   // Keeps the computed pages of tokens (pages[i] holds tokens [i·page_size, (i+1)·page_size)); the tree takes a
   // reference of its own on pages that are new to it. Trailing tokens that fill no page are ignored.
   void insert(std::span<const int32_t> tokens, std::span<const PageId> pages);
@@ -50,6 +53,7 @@ class PrefixTree {
 
   static uint64_t hash(std::span<const int32_t> block);
   static Node* child(const Node& node, std::span<const int32_t> block);
+  std::vector<Node*> path(std::span<const int32_t> tokens) const;
   void touch(Node& node);
   void remove(Node& leaf);
 

@@ -1,13 +1,14 @@
 #pragma once
 // Continuous batching over one model: requests come and go between steps, and none of it moves another's bits.
-#include <deque>
+#include <atomic>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 
-#include "cache/page_pool.h"
-#include "cache/prefix_tree.h"
+#include "engine/draft.h"
 #include "engine/request.h"
+#include "engine/scheduler.h"
 #include "models/decoder.h"
 #include "ops/backend.h"
 #include "weights/checkpoint.h"
@@ -22,11 +23,14 @@ struct EngineOptions {
   int32_t page_size = 16;
   int32_t pages = 0;  // of the KV cache; 0: enough for `max_requests` full contexts, at most 1/4 of free memory
   bool prefix_cache = true;
-  Progress progress;  // while weights load
+  int32_t priority_steps = 100;  // steps of waiting that one level of Request::priority is worth
+  int32_t draft_tokens = 0;      // speculation: drafts a sequence and step, found in its own text; 0: none
+  Progress progress;             // while weights load
 };
 
 struct EngineStats {
   int64_t steps = 0, computed_tokens = 0, sampled_tokens = 0, cached_tokens = 0, preemptions = 0, evicted_pages = 0;
+  int64_t drafted_tokens = 0, accepted_tokens = 0;  // proposed by speculation, and right
   int32_t running = 0, waiting = 0;
   // Every page is in one of three states: total = free + cached + used.
   int32_t pages_total = 0, pages_free = 0;
@@ -34,6 +38,7 @@ struct EngineStats {
   int32_t pages_used = 0;    // by one running sequence alone
 };
 
+// One thread at a time steps an engine and calls what is not said to be for any thread.
 class Engine {
  public:
   // Throws Error for a model that cannot be run or memory that does not suffice.
@@ -42,14 +47,22 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Throws Error(kInvalidArgument) that names the value and the limit; what is accepted always ends in a Result.
+  // Any thread. Throws Error(kInvalidArgument) that names the value and the limit.
+  void check(const Request& request) const;
+  // Any thread. Checks; what is accepted always ends in a Result.
   RequestId submit(Request request);
+  // Any thread, in whatever state the request is. It ends within the step, or at the next.
   void cancel(RequestId id);
+  // Any thread: as of the end of the last step.
+  EngineStats stats() const;
+
   // One step of the model over whatever is running. False when there was nothing to do.
   bool step();
   void run_until_idle();
   // The result of a finished request, once; nothing while it runs.
   std::optional<Result> take(RequestId id);
+  // Ends every request with an error: after step() has thrown, when nothing can go on.
+  void fail_all(const std::string& error);
 
   // Drops every cached prefix that no running sequence uses.
   void flush_prefix_cache();
@@ -59,7 +72,6 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   Backend& backend() { return *backend_; }
   Decoder& decoder() { return *decoder_; }
-  EngineStats stats() const;
   size_t kv_bytes() const { return pages_->bytes(); }
 
   // Where each row of the step being run belongs, for a tracer: the sequence and its position.
@@ -70,24 +82,30 @@ class Engine {
   const std::vector<RowOrigin>& step_rows() const { return step_rows_; }
 
  private:
-  struct Sequence;
-  struct Part;  // what one step computes of one sequence
+  class PageTable;
 
-  void admit();
-  void attach_prefix(Sequence& s);
-  std::vector<Part> schedule();
-  bool reserve(Sequence& s, int32_t tokens);
-  bool make_room(const Sequence& wanting);
-  void preempt(Sequence& s);
+  std::unique_ptr<Scheduler> make_scheduler() const;
+  void make_buffers();
+  void receive();
+  void end_overdue();
+  void set_slots(const std::vector<Part>& parts);
+  std::vector<int32_t> propose(Sequence& s, int32_t most);
+  StepShape shape_of(const std::vector<Part>& parts) const;
   void fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
-  void run(const std::vector<Part>& parts);
+  void run(std::vector<Part>& parts);
+  void sample_rows(int32_t rows);
+  void collect(std::vector<Part>& parts);
+  struct Sampled;
+  TokenOutput output(const Sequence& s, const Sampled& from, size_t row) const;
+  void accept(Part& part, const Sampled& from);
+  void accept_token(Sequence& s, const TokenOutput& out);
+  void digest_logits(Sequence& s, TokenOutput& out, int32_t row);
   void observe_logits(const std::vector<Part>& parts);
   void score_prompt(const Part& part, const float* logits, int32_t first, int32_t rows);
-  void collect(const std::vector<Part>& parts);
-  void accept_token(Sequence& s, const TokenOutput& out);
   void finish(Sequence& s, FinishReason reason, std::string error = {});
-  void cache_pages(Sequence& s);
   void retire();
+  void deliver(Scheduler::Sequences ended);
+  void publish();
 
   EngineOptions options_;
   std::shared_ptr<const Checkpoint> file_;
@@ -95,16 +113,19 @@ class Engine {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<KvPages> pages_;
-  std::unique_ptr<PagePool> pool_;
-  std::unique_ptr<PrefixTree> tree_;
+  std::unique_ptr<PageTable> table_;
+  std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<SamplerSlots> slots_;
-  std::vector<int32_t> free_slots_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;   // by priority, then arrival
-  std::vector<std::unique_ptr<Sequence>> running_;  // by arrival
   std::map<RequestId, Result> finished_;
   std::vector<RowOrigin> step_rows_;
-  EngineStats stats_;
-  RequestId next_id_ = 1;
+  EngineStats counted_;  // by the stepping thread
+  std::atomic<RequestId> next_id_{1};
+
+  // What other threads leave for the stepping one, and what it leaves for them.
+  mutable std::mutex mutex_;
+  Scheduler::Sequences arrivals_;
+  std::vector<RequestId> cancels_;
+  EngineStats published_;
 
   // Host and backend sides of a step's sampling, made once.
   struct SampleBuffers {

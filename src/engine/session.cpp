@@ -4,9 +4,8 @@
 
 #include "base/digest.h"
 #include "base/error.h"
-#include "engine/stop_strings.h"
+#include "engine/answer_text.h"
 #include "models/tokenizer_spec.h"
-#include "text/detokenizer.h"
 #include "weights/gguf.h"
 
 namespace isobit {
@@ -41,9 +40,8 @@ Session::Session(const std::string& model_path, const DeviceOptions& device, con
 
 std::vector<int32_t> Session::text_prompt(std::string_view text) const { return tokenizer_->encode(text, {}); }
 
-std::vector<int32_t> Session::chat_prompt(const std::vector<Message>& messages) const {
+std::vector<int32_t> Session::chat_prompt(const std::vector<Message>& messages, ChatContext context) const {
   const auto name = [&](std::optional<int32_t> id) { return id ? tokenizer_->token_name(*id) : std::string(); };
-  ChatContext context;
   context.bos_token = name(tokenizer_->bos_id());
   context.eos_token = name(tokenizer_->eos_id());
   // The template writes the special tokens itself, BOS included.
@@ -62,13 +60,12 @@ Answer Session::generate(std::vector<int32_t> prompt, const GenerateOptions& opt
   const auto start = Clock::now();
   Answer answer;
   Digest digest;
-  Detokenizer detokenizer(*tokenizer_, TextPosition::kMiddle);
-  StopStrings stops(options.stop);
+  AnswerText text(*tokenizer_, options.stop, options.ignore_eos);
   RequestId id = 0;
-  const auto show = [&](const std::string& text) {
-    if (text.empty()) return;
-    answer.text += text;
-    if (options.on_text) options.on_text(text);
+  const auto show = [&](const std::string& shown) {
+    if (shown.empty()) return;
+    answer.text += shown;
+    if (options.on_text) options.on_text(shown);
   };
   Request request;
   answer.prompt_tokens = static_cast<int32_t>(prompt.size());
@@ -81,8 +78,8 @@ Answer Session::generate(std::vector<int32_t> prompt, const GenerateOptions& opt
     if (answer.first_token_s == 0) answer.first_token_s = seconds_since(start);
     digest.add(&out.token, sizeof out.token);
     digest.add(&out.logprob, sizeof out.logprob);
-    if (options.ignore_eos || !tokenizer_->is_eog(out.token)) show(stops.push(detokenizer.push(out.token)));
-    if (stops.stopped() || (options.cancel != nullptr && options.cancel->load())) engine_->cancel(id);
+    show(text.push(out.token));
+    if (text.stopped() || (options.cancel != nullptr && options.cancel->load())) engine_->cancel(id);
   };
   id = engine_->submit(std::move(request));
   std::optional<Result> result;
@@ -91,12 +88,9 @@ Answer Session::generate(std::vector<int32_t> prompt, const GenerateOptions& opt
     result = engine_->take(id);
     if (options.cancel != nullptr && options.cancel->load()) engine_->cancel(id);
   }
-  if (!stops.stopped()) {
-    show(stops.push(detokenizer.flush()));
-    show(stops.flush());
-  }
+  show(text.flush());
   if (result->reason == FinishReason::kError) throw Error(ErrorCode::kNumerical, result->error);
-  answer.reason = stops.stopped() ? FinishReason::kStop : result->reason;
+  answer.reason = text.stopped() ? FinishReason::kStop : result->reason;
   answer.tokens = std::move(result->tokens);
   answer.cached_tokens = result->cached_tokens;
   answer.total_s = seconds_since(start);

@@ -40,10 +40,12 @@ class Session {
 
   Engine& engine() { return *engine_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const EngineOptions& options() const { return engine_->options(); }
   double load_seconds() const { return load_s_; }
 
   // The prompt of a conversation by the model's chat template (ChatML where the file has none), ready to be answered.
-  std::vector<int32_t> chat_prompt(const std::vector<Message>& messages) const;
+  // Of the context all but the tokens' names is the caller's. Safe to call from several threads, as text_prompt is.
+  std::vector<int32_t> chat_prompt(const std::vector<Message>& messages, ChatContext context = {}) const;
   std::vector<int32_t> text_prompt(std::string_view text) const;
 
   // Throws Error for what the engine refuses, or when the request fails.
@@ -51,9 +53,10 @@ class Session {
   // Log-probabilities of tokens 1, 2, … given those before them.
   Result score(std::vector<int32_t> tokens);
 
- private:
+  // The tokens that end an answer.
   std::vector<int32_t> stop_tokens() const;
 
+ private:
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;

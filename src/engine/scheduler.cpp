@@ -1,0 +1,243 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+
+namespace isobit {
+namespace {
+
+void insert_in_order(Scheduler::Sequences& into, std::unique_ptr<Sequence> s) {
+  const auto place = std::ranges::find_if(into, [&](const auto& other) { return s->ahead_of(*other); });
+  into.insert(place, std::move(s));
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options), pool_(options.pages), tree_(pool_, options.page_size) {
+  for (int32_t i = options_.running - 1; i >= 0; i--) free_slots_.push_back(i);
+}
+
+Scheduler::~Scheduler() {  // NOLINT(bugprone-exception-escape): pages are released that are held
+  for (auto& s : running_) release_pages(*s);
+}
+
+void Scheduler::add(std::unique_ptr<Sequence> sequence) {
+  sequence->rank = step_ - int64_t{options_.priority_steps} * sequence->request.priority;
+  insert_in_order(waiting_, std::move(sequence));
+}
+
+void Scheduler::cancel(RequestId id) {
+  for (Sequences* all : {&running_, &waiting_}) {
+    for (auto& s : *all) {
+      if (s->id == id) s->cancelled = true;
+    }
+  }
+}
+
+int32_t Scheduler::pages_used() const {
+  int32_t used = 0;
+  for (const auto& s : running_) used += static_cast<int32_t>(s->pages.size()) - s->shared;
+  return used;
+}
+
+// While places are free, and then while one behind in the order holds a place that it can leave.
+void Scheduler::start_waiting() {
+  while (!waiting_.empty()) {
+    if (free_slots_.empty()) {
+      Sequence& last = *running_.back();
+      if (!waiting_.front()->ahead_of(last) || !last.can_leave_slot()) return;
+      leave_slot(last);
+    }
+    std::unique_ptr<Sequence> s = std::move(waiting_.front());
+    waiting_.erase(waiting_.begin());
+    s->slot = free_slots_.back();
+    free_slots_.pop_back();
+    insert_in_order(running_, std::move(s));
+  }
+}
+
+// The last of the running waits again, for a place.
+void Scheduler::leave_slot(Sequence& s) {
+  if (!s.pages.empty()) preempt(s);
+  free_slots_.push_back(std::exchange(s.slot, -1));
+  s.slot_is_set = false;
+  std::unique_ptr<Sequence> moved = std::move(running_.back());
+  running_.pop_back();
+  insert_in_order(waiting_, std::move(moved));
+}
+
+// Log-probabilities of the prompt need every logit; otherwise all but the last token may come from the cache.
+bool Scheduler::may_share(const Sequence& s) const {
+  return options_.prefix_cache && s.computed == 0 && s.pages.empty() &&
+         !(s.request.prompt_logprobs && s.scored < s.size() - 1);
+}
+
+void Scheduler::attach_prefix(Sequence& s) {
+  s.pages = tree_.match(std::span(s.tokens).first(s.tokens.size() - 1));
+  s.shared = static_cast<int32_t>(s.pages.size());
+  s.computed = s.shared * options_.page_size;
+  if (s.result.tokens.empty()) s.result.cached_tokens = s.computed;
+  stats_.cached_tokens += s.computed;
+}
+
+// Somebody ahead is computing pages that this sequence can share: choices of one request, or a system prompt that
+// arrived twice. What is waited for is ahead in the order, so it goes on.
+bool Scheduler::waits_for_prefix(const Sequence& s) const {
+  const auto usable = std::span(s.tokens).first(s.tokens.size() - 1);
+  const int64_t known = tree_.matched(usable);
+  for (const auto& other : running_) {
+    if (other.get() == &s) return false;
+    if (other->done) continue;
+    const auto theirs = std::span(other->tokens);
+    const auto common = std::ranges::mismatch(usable, theirs).in1 - usable.begin();
+    const int64_t pages = common / options_.page_size;
+    if (pages > known && other->computed < pages * options_.page_size) return true;
+  }
+  return false;
+}
+
+bool Scheduler::reserve(Sequence& s, int32_t tokens) {
+  const int32_t needed = (tokens + options_.page_size - 1) / options_.page_size;
+  while (static_cast<int32_t>(s.pages.size()) < needed) {
+    const PageId page = pool_.allocate();
+    if (page >= 0) {
+      s.pages.push_back(page);
+    } else if (!make_room(s)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Frees a page: from the cache if it can, else from the last sequence behind the one that wants it.
+bool Scheduler::make_room(const Sequence& wanting) {
+  if (const int32_t freed = tree_.evict(1); freed > 0) {
+    stats_.evicted_pages += freed;
+    return true;
+  }
+  for (auto it = running_.rbegin(); it != running_.rend() && it->get() != &wanting; ++it) {
+    if ((*it)->pages.empty() || (*it)->done) continue;
+    preempt(**it);
+    return true;
+  }
+  return false;
+}
+
+void Scheduler::release_pages(Sequence& s) {
+  for (const PageId p : s.pages) pool_.release(p);
+  s.pages.clear();
+  s.shared = 0;
+}
+
+// Gives up a sequence's pages; it will be computed again, to the same bits.
+void Scheduler::preempt(Sequence& s) {
+  release_pages(s);
+  s.computed = 0;
+  s.result.preemptions++;
+  stats_.preemptions++;
+}
+
+// Decodes first, one token each; then prefill chunks, in order, while the step has room.
+std::vector<Part> Scheduler::choose() {
+  std::vector<Sequence*> order;
+  for (const bool decodes : {true, false}) {
+    for (auto& s : running_) {
+      if (!s->done && (s->pending() == 1) == decodes) order.push_back(s.get());
+    }
+  }
+  std::vector<Part> parts;
+  int32_t budget = options_.tokens_per_step;
+  for (Sequence* s : order) {
+    if (budget == 0) break;
+    if (may_share(*s)) {
+      if (waits_for_prefix(*s)) continue;
+      attach_prefix(*s);
+    }
+    int32_t count = std::min(s->pending(), budget);
+    if (options_.chunk > 0) count = std::min(count, options_.chunk);
+    const bool reserved = reserve(*s, s->computed + count);
+    // Making room may have preempted somebody behind who is already in the step, in vain or not.
+    std::erase_if(parts, [](const Part& p) { return p.sequence->pages.empty(); });
+    if (reserved) parts.push_back({.sequence = s, .count = count});
+    budget = options_.tokens_per_step;
+    for (const Part& p : parts) budget -= p.count;
+  }
+  return parts;
+}
+
+// Drafts take what the step has left, in tokens and in free pages; nobody gives up anything for them.
+void Scheduler::add_drafts(std::vector<Part>& parts, const Propose& propose) {
+  int32_t left = options_.tokens_per_step;
+  for (const Part& p : parts) left -= p.count;
+  left = std::min(left, options_.draft_rows);
+  for (Part& p : parts) {
+    Sequence& s = *p.sequence;
+    s.drafts.clear();
+    if (!propose || left <= 0 || !p.samples() || !s.request.speculate) continue;
+    const auto room = static_cast<int32_t>(s.pages.size()) + pool_.free();
+    const int32_t most = std::min(left, room * options_.page_size - s.size());
+    if (most <= 0) continue;
+    s.drafts = propose(s, most);
+    p.drafts = static_cast<int32_t>(s.drafts.size());
+    if (p.drafts == 0) continue;
+    reserve(s, s.size() + p.drafts);
+    left -= p.drafts;
+  }
+}
+
+std::vector<Part> Scheduler::plan(const Propose& propose) {
+  step_++;
+  start_waiting();
+  std::vector<Part> parts = choose();
+  add_drafts(parts, propose);
+  int32_t row = 0, sampled = 0;
+  for (Part& p : parts) {
+    p.first_row = row;
+    row += p.rows();
+    if (!p.samples()) continue;
+    p.sample_row = sampled;
+    sampled += 1 + p.drafts;
+  }
+  return parts;
+}
+
+void Scheduler::advance(const Part& part) {
+  Sequence& s = *part.sequence;
+  s.computed += part.kept();
+  if (!options_.prefix_cache || s.result.reason == FinishReason::kError) return;
+  const int32_t whole = s.computed / options_.page_size;
+  if (whole <= s.shared) return;
+  const auto tokens = std::span(s.tokens).first(static_cast<size_t>(whole) * static_cast<size_t>(options_.page_size));
+  tree_.insert(tokens, std::span(s.pages).first(static_cast<size_t>(whole)));
+  // Where another sequence computed the same tokens at the same time, the tree has its pages: take those and free the
+  // copies. So whoever uses a page of the tree uses all before it, and what nobody uses can always be evicted.
+  const std::vector<PageId> pages = tree_.match(tokens);
+  for (size_t i = 0; i < pages.size(); i++) pool_.release(std::exchange(s.pages[i], pages[i]));
+  s.shared = whole;
+}
+
+Scheduler::Sequences Scheduler::take_done() {
+  Sequences done;
+  for (Sequences* all : {&running_, &waiting_}) {
+    for (auto& s : *all) {
+      if (!s->done) continue;
+      release_pages(*s);
+      if (s->slot >= 0) free_slots_.push_back(std::exchange(s->slot, -1));
+      done.push_back(std::move(s));
+    }
+    std::erase(*all, nullptr);
+  }
+  return done;
+}
+
+Scheduler::Sequences Scheduler::take_all() {
+  for (Sequences* all : {&running_, &waiting_}) {
+    for (auto& s : *all) s->done = true;
+  }
+  return take_done();
+}
+
+}  // namespace isobit

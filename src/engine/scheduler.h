@@ -1,0 +1,95 @@
+#pragma once
+// Who is computed in the next step, and in which pages. Knows nothing of models: tests drive it with a fake one.
+//
+// Requests stand in one order that never changes: by rank = (step of arrival) - priority_steps * priority, then by id.
+// So a request can be overtaken only by those that arrive within priority_steps * (their priority - its own) steps.
+// Waiting requests start in that order; a running one gives its place, and its pages, only to those ahead of it.
+//
+// Nobody starves. Of the running requests the first in order is in every step with at least one token: decodes take at
+// most running - 1 of a step's tokens, pages may be taken from everybody behind, and nobody ahead is there to be waited
+// for. It ends after at most (prompt + answer) steps, and the place goes to the first of those waiting. So a request
+// ends after at most the sum of (prompt + answer) of those ahead of it, of those that run when it comes to the front,
+// and of itself, in steps. A running request behind whose count of sampled tokens matters (presence and frequency
+// penalties) keeps its place, though not its pages; it is one of "those that run".
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cache/page_pool.h"
+#include "cache/prefix_tree.h"
+#include "engine/sequence.h"
+
+namespace isobit {
+
+struct SchedulerOptions {
+  int32_t running = 8;            // sequences at once
+  int32_t tokens_per_step = 512;  // at least `running`
+  int32_t chunk = 0;              // longest prefill chunk; 0: as the step allows
+  int32_t page_size = 16, pages = 0;
+  bool prefix_cache = true;
+  int32_t priority_steps = 100;  // steps of waiting that one level of priority is worth
+  int32_t draft_rows = 0;        // drafts in a step, of all sequences together
+};
+
+struct SchedulerStats {
+  int64_t cached_tokens = 0, preemptions = 0, evicted_pages = 0;
+};
+
+class Scheduler {
+ public:
+  using Sequences = std::vector<std::unique_ptr<Sequence>>;
+  // Guesses at most `most` tokens that may follow the sequence's.
+  using Propose = std::function<std::vector<int32_t>(Sequence&, int32_t most)>;
+
+  explicit Scheduler(const SchedulerOptions& options);
+  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  void add(std::unique_ptr<Sequence> sequence);
+  void cancel(RequestId id);
+
+  // The next step: parts with their rows numbered and their pages reserved. Starts waiting sequences and preempts
+  // running ones as the order says.
+  std::vector<Part> plan(const Propose& propose = {});
+  // After a step: its tokens are computed; full pages go to the prefix tree, unless the sequence failed.
+  void advance(const Part& part);
+  // Takes out the sequences that are done, their pages and slots given back.
+  Sequences take_done();
+  // Takes out everything.
+  Sequences take_all();
+
+  // Drops every cached prefix that no running sequence uses.
+  void flush() { tree_.clear(); }
+
+  std::span<const std::unique_ptr<Sequence>> running() const { return running_; }  // in order
+  std::span<const std::unique_ptr<Sequence>> waiting() const { return waiting_; }  // in order
+  const PagePool& pool() const { return pool_; }
+  const PrefixTree& tree() const { return tree_; }
+  const SchedulerStats& stats() const { return stats_; }
+  int32_t pages_used() const;  // by one running sequence alone
+
+ private:
+  void start_waiting();
+  void leave_slot(Sequence& s);
+  void attach_prefix(Sequence& s);
+  bool waits_for_prefix(const Sequence& s) const;
+  bool reserve(Sequence& s, int32_t tokens);
+  bool make_room(const Sequence& wanting);
+  void release_pages(Sequence& s);
+  void preempt(Sequence& s);
+  std::vector<Part> choose();
+  void add_drafts(std::vector<Part>& parts, const Propose& propose);
+  bool may_share(const Sequence& s) const;
+
+  SchedulerOptions options_;
+  PagePool pool_;
+  PrefixTree tree_;
+  std::vector<int32_t> free_slots_;
+  Sequences waiting_, running_;  // each in order
+  SchedulerStats stats_;
+  int64_t step_ = 0;
+};
+
+}  // namespace isobit

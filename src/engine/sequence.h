@@ -1,0 +1,54 @@
+#pragma once
+// A request on its way through the engine.
+#include <cstdint>
+#include <vector>
+
+#include "base/digest.h"
+#include "cache/page_pool.h"
+#include "engine/draft.h"
+#include "engine/request.h"
+
+namespace isobit {
+
+struct Sequence {
+  RequestId id = 0;
+  Request request;
+  std::vector<int32_t> tokens;  // prompt, then what was sampled
+  int32_t computed = 0;         // tokens whose keys and values are in the pages
+  int32_t scored = 0;           // positions whose logits were handed out (prompt_logprobs, on_logits)
+  std::vector<PageId> pages;
+  int32_t shared = 0;        // leading pages that are the prefix tree's
+  int32_t slot = -1;         // of the sampler, while running
+  bool slot_is_set = false;  // the sampler's slot knows this sequence
+  int64_t rank = 0;          // Scheduler's order: smaller first, then smaller id
+  bool cancelled = false;
+  bool done = false;
+  Result result;
+  Digest logits;                // of the answer's rows so far
+  std::vector<int32_t> drafts;  // guesses at the tokens to come, for this step
+  DraftLength draft_length;
+
+  int32_t size() const { return static_cast<int32_t>(tokens.size()); }
+  int32_t pending() const { return size() - computed; }
+  bool wants_all_logits() const { return request.prompt_logprobs || request.on_logits; }
+  bool ahead_of(const Sequence& other) const { return rank < other.rank || (rank == other.rank && id < other.id); }
+  // The sampler can be told of the prompt and of what is in the context, but not how often each token was sampled.
+  bool can_leave_slot() const {
+    const SamplingParams& p = request.sampling;
+    return result.tokens.empty() || (p.presence_penalty == 0 && p.frequency_penalty == 0);
+  }
+};
+
+// What one step computes of one sequence: `count` of its tokens, then its drafts.
+struct Part {
+  Sequence* sequence = nullptr;
+  int32_t first_row = 0, count = 0, drafts = 0;
+  int32_t sample_row = -1;  // the first of its 1 + drafts among the step's sampled rows; -1: none
+  int32_t accepted = 0;     // drafts that proved right, once the step has run
+
+  int32_t rows() const { return count + drafts; }
+  int32_t kept() const { return count + accepted; }
+  bool samples() const { return sequence->computed + count == sequence->size(); }
+};
+
+}  // namespace isobit

@@ -1,0 +1,319 @@
+// The scheduler under a fake model: random arrivals, priorities, cancellations, drafts and far too few pages, with
+// every invariant checked at every step. ISOBIT_SIM_STEPS sets how many steps (a million takes about a minute).
+#include "engine/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <map>
+#include <set>
+
+#include "numerics/testing.h"
+
+namespace isobit::test {
+namespace {
+
+using isobit::testing::Random;
+
+constexpr int32_t kTinyVocab = 3;  // so that drafts are often right
+
+uint64_t mix(uint64_t state, int32_t token) {
+  state = (state ^ static_cast<uint64_t>(token)) * 0x9e3779b97f4a7c15ULL;
+  return state ^ state >> 29;
+}
+
+// The fake model's keys: what a position's entry must hold is a hash of all tokens up to it.
+uint64_t prefix_hash(std::span<const int32_t> tokens) {
+  uint64_t h = 1;
+  for (const int32_t t : tokens) h = mix(h, t);
+  return h;
+}
+
+int32_t next_token(std::span<const int32_t> tokens) { return static_cast<int32_t>(prefix_hash(tokens) % kTinyVocab); }
+
+class Simulation {
+ public:
+  explicit Simulation(Random& random) : random_(random), options_(draw(random)), scheduler_(options_) {
+    cache_.resize(static_cast<size_t>(options_.pages * options_.page_size), 0);
+  }
+
+  void step() {
+    if (random_.below(3) == 0) arrive();
+    if (random_.below(20) == 0 && !alive_.empty()) cancel();
+    if (random_.below(200) == 0) scheduler_.flush();
+    retire();
+    const auto parts = scheduler_.plan([&](Sequence& s, int32_t most) { return guess(s, most); });
+    check_plan(parts);
+    for (Part p : parts) compute(p);
+    retire();
+    check_pages();
+    clock_++;
+  }
+
+  void drain() {
+    for (int i = 0; i < 100000 && !alive_.empty(); i++) {
+      retire();
+      for (Part p : scheduler_.plan()) compute(p);
+      retire();
+      clock_++;
+    }
+    EXPECT_TRUE(alive_.empty()) << alive_.size() << " requests never end";
+    scheduler_.flush();
+    EXPECT_EQ(scheduler_.pool().free(), options_.pages) << "pages leaked";
+  }
+
+  const SchedulerOptions& options() const { return options_; }
+  const SchedulerStats& stats() const { return scheduler_.stats(); }
+  int64_t finished() const { return finished_; }
+  int64_t accepted() const { return accepted_; }
+
+ private:
+  struct Known {
+    int64_t arrived = 0, bound = 0;  // steps
+    int32_t length = 0;              // prompt and answer
+    Sequence* sequence = nullptr;
+    int64_t rank = 0;
+  };
+
+  static SchedulerOptions draw(Random& random) {
+    SchedulerOptions o;
+    o.running = 1 + random.below(6);
+    o.tokens_per_step = o.running + random.below(30);
+    o.chunk = random.below(2) == 0 ? 0 : 1 + random.below(8);
+    o.page_size = 1 + random.below(6);
+    o.pages = (kContext + o.page_size - 1) / o.page_size;
+    o.pages += random.below(2 * o.pages);
+    o.prefix_cache = random.below(4) != 0;
+    o.priority_steps = random.below(20);
+    o.draft_rows = random.below(2) == 0 ? 0 : random.below(o.tokens_per_step - o.running + 1);
+    return o;
+  }
+
+  void arrive() {
+    auto s = std::make_unique<Sequence>();
+    s->id = next_id_++;
+    const int32_t prompt = 1 + random_.below(kContext - 2);
+    // Few different prompts, so that prefixes are shared.
+    Request r;
+    const uint64_t family = random_.bits() % 4;
+    for (int32_t i = 0; i < prompt; i++) r.prompt.push_back(static_cast<int32_t>(mix(family, i / 7) % kTinyVocab));
+    r.max_tokens = 1 + random_.below(kContext - prompt);
+    r.priority = random_.below(4) == 0 ? random_.below(5) - 2 : 0;
+    r.sampling.presence_penalty = random_.below(3) == 0 ? 0.5f : 0.0f;
+    s->tokens = r.prompt;
+    s->request = std::move(r);
+    Known k{.arrived = clock_, .bound = 0, .length = prompt + s->request.max_tokens, .sequence = s.get(), .rank = 0};
+    Sequence& added = *s;
+    scheduler_.add(std::move(s));
+    k.rank = added.rank;
+    // The stated bound: those ahead, those that run now, and itself; later, those that arrive ahead.
+    k.bound = k.length + 1;
+    for (auto& [id, other] : alive_) {
+      if (other.sequence->ahead_of(added) || other.sequence->slot >= 0) k.bound += other.length;
+      if (added.ahead_of(*other.sequence)) other.bound += k.length;
+    }
+    alive_[added.id] = k;
+  }
+
+  void cancel() {
+    auto it = alive_.begin();
+    std::advance(it, random_.below(static_cast<int>(alive_.size())));
+    scheduler_.cancel(it->first);
+  }
+
+  // Mostly right, sometimes wrong.
+  std::vector<int32_t> guess(Sequence& s, int32_t most) {
+    std::vector<int32_t> text = s.tokens, drafts;
+    most = std::min(most, s.request.max_tokens - static_cast<int32_t>(s.result.tokens.size()) - 1);
+    for (int32_t i = random_.below(std::max(1, most + 1)); i > 0; i--) {
+      drafts.push_back(random_.below(5) == 0 ? random_.below(kTinyVocab) : next_token(text));
+      text.push_back(drafts.back());
+    }
+    return drafts;
+  }
+
+  void check_plan(const std::vector<Part>& parts) {
+    int32_t rows = 0, drafts = 0;
+    std::set<const Sequence*> planned;
+    std::set<int32_t> slots;
+    for (const Part& p : parts) {
+      EXPECT_GE(p.count, 1);
+      EXPECT_EQ(p.first_row, rows);
+      rows += p.rows();
+      drafts += p.drafts;
+      EXPECT_TRUE(planned.insert(p.sequence).second) << "twice in one step";
+      EXPECT_GE(static_cast<int32_t>(p.sequence->pages.size()) * options_.page_size, p.sequence->computed + p.rows());
+      if (options_.chunk > 0) {
+        EXPECT_LE(p.count, options_.chunk);
+      }
+    }
+    EXPECT_LE(rows, options_.tokens_per_step);
+    EXPECT_LE(drafts, options_.draft_rows);
+    const auto running = scheduler_.running();
+    EXPECT_LE(running.size(), static_cast<size_t>(options_.running));
+    for (const auto& s : running) EXPECT_TRUE(s->slot >= 0 && slots.insert(s->slot).second);
+    for (const auto& s : scheduler_.waiting()) EXPECT_TRUE(s->slot < 0 && s->pages.empty() && s->computed == 0);
+    if (!running.empty()) {
+      EXPECT_TRUE(planned.contains(running.front().get())) << "the first in order stands still";
+    }
+    for (size_t i = 1; i < running.size(); i++) EXPECT_TRUE(running[i - 1]->ahead_of(*running[i]));
+    for (size_t i = 1; i < scheduler_.waiting().size(); i++)
+      EXPECT_TRUE(scheduler_.waiting()[i - 1]->ahead_of(*scheduler_.waiting()[i]));
+  }
+
+  size_t place(const Sequence& s, int32_t position) const {
+    return static_cast<size_t>(s.pages[static_cast<size_t>(position / options_.page_size)] * options_.page_size +
+                               position % options_.page_size);
+  }
+
+  // One part of a step: writes its entries, reads all before them, samples.
+  void compute(Part& p) {
+    Sequence& s = *p.sequence;
+    std::vector<int32_t> text(s.tokens.begin(), s.tokens.begin() + s.computed + p.count);
+    text.insert(text.end(), s.drafts.begin(), s.drafts.begin() + p.drafts);
+    uint64_t h = 1;
+    for (int32_t i = 0; i < s.computed + p.rows(); i++) {
+      h = mix(h, text[static_cast<size_t>(i)]);
+      uint64_t& entry = cache_[place(s, i)];
+      if (i >= s.computed) {
+        entry = h;
+      } else {
+        ASSERT_EQ(entry, h) << "request " << s.id << " reads another text's entry at " << i;
+      }
+    }
+    for (int32_t i = 0; p.sample_row >= 0 && i <= p.drafts; i++) {
+      const int32_t token = next_token(s.tokens);
+      s.tokens.push_back(token);
+      TokenOutput out;
+      out.token = token;
+      s.result.tokens.push_back(out);
+      if (static_cast<int32_t>(s.result.tokens.size()) == s.request.max_tokens) s.done = true;
+      if (s.done || i == p.drafts || token != s.drafts[static_cast<size_t>(i)]) break;
+      p.accepted++;
+      accepted_++;
+    }
+    scheduler_.advance(p);
+  }
+
+  void retire() {
+    for (const auto all : {scheduler_.running(), scheduler_.waiting()}) {
+      for (const auto& s : all) s->done = s->done || s->cancelled;
+    }
+    for (const auto& s : scheduler_.take_done()) {
+      EXPECT_TRUE(s->pages.empty() && s->slot < 0);
+      const Known& k = alive_.at(s->id);
+      EXPECT_LE(clock_ - k.arrived, k.bound) << "request " << s->id << " was starved";
+      alive_.erase(s->id);
+      finished_++;
+    }
+  }
+
+  // Every page is free, cached or used, and counted as often as it is held.
+  void check_pages() {
+    const PagePool& pool = scheduler_.pool();
+    EXPECT_EQ(pool.total(), pool.free() + scheduler_.tree().pages() + scheduler_.pages_used());
+    int64_t held = scheduler_.tree().pages(), counted = 0;
+    for (const auto& s : scheduler_.running()) held += static_cast<int64_t>(s->pages.size());
+    for (PageId p = 0; p < pool.total(); p++) counted += pool.references(p);
+    EXPECT_EQ(held, counted);
+  }
+
+  static constexpr int32_t kContext = 48;
+  Random& random_;
+  SchedulerOptions options_;
+  Scheduler scheduler_;
+  std::vector<uint64_t> cache_;
+  std::map<RequestId, Known> alive_;
+  RequestId next_id_ = 1;
+  int64_t clock_ = 0, finished_ = 0, accepted_ = 0;
+};
+
+TEST(Scheduler, Simulation) {
+  Random random;
+  const char* wanted = std::getenv("ISOBIT_SIM_STEPS");
+  const int64_t steps = wanted != nullptr ? std::atoll(wanted) : testing::cases(60000);
+  int64_t finished = 0, preempted = 0, evicted = 0, shared = 0, accepted = 0;
+  for (int64_t done = 0; done < steps;) {
+    Simulation simulation(random);
+    const SchedulerOptions& o = simulation.options();
+    SCOPED_TRACE(
+        fmt::format("{}, from step {}: running {}, {} tokens a step, chunk {}, {} pages of {}, cache {}, {} "
+                    "steps a priority, {} drafts",
+                    random.note(), done, o.running, o.tokens_per_step, o.chunk, o.pages, o.page_size, o.prefix_cache,
+                    o.priority_steps, o.draft_rows));
+    for (int i = 0; i < 500 && !::testing::Test::HasFailure(); i++, done++) simulation.step();
+    if (!::testing::Test::HasFailure()) simulation.drain();
+    if (::testing::Test::HasFailure()) return;
+    finished += simulation.finished();
+    preempted += simulation.stats().preemptions;
+    evicted += simulation.stats().evicted_pages;
+    shared += simulation.stats().cached_tokens;
+    accepted += simulation.accepted();
+  }
+  for (const int64_t seen : {finished, preempted, evicted, shared, accepted}) EXPECT_GT(seen, steps / 200);
+}
+
+std::unique_ptr<Sequence> sequence(RequestId id, int32_t prompt, int32_t priority = 0) {
+  auto s = std::make_unique<Sequence>();
+  s->id = id;
+  for (int32_t i = 0; i < prompt; i++) s->tokens.push_back(i);
+  s->request.prompt = s->tokens;
+  s->request.priority = priority;
+  return s;
+}
+
+std::vector<RequestId> planned(Scheduler& scheduler) {
+  std::vector<RequestId> ids;
+  for (Part& p : scheduler.plan()) {
+    ids.push_back(p.sequence->id);
+    if (p.samples()) p.sequence->tokens.push_back(0);
+    scheduler.advance(p);
+  }
+  return ids;
+}
+
+// Choices of one request: the prompt's pages are computed once, by the first.
+TEST(Scheduler, AnEqualPromptIsComputedOnce) {
+  Scheduler scheduler({.running = 4, .tokens_per_step = 32, .page_size = 4, .pages = 100});
+  for (RequestId id = 1; id <= 3; id++) scheduler.add(sequence(id, 50));
+  EXPECT_EQ(planned(scheduler), (std::vector<RequestId>{1}));
+  EXPECT_EQ(planned(scheduler), (std::vector<RequestId>{1}));
+  EXPECT_EQ(planned(scheduler), (std::vector<RequestId>{1, 2, 3}));
+  EXPECT_EQ(scheduler.stats().cached_tokens, 2 * 48);
+}
+
+TEST(Scheduler, PriorityTakesARunningPlace) {
+  Scheduler scheduler({.running = 1, .tokens_per_step = 8, .page_size = 4, .pages = 100, .prefix_cache = false});
+  scheduler.add(sequence(1, 50));
+  EXPECT_EQ(planned(scheduler), (std::vector<RequestId>{1}));
+  scheduler.add(sequence(2, 5, 1));
+  EXPECT_EQ(planned(scheduler), (std::vector<RequestId>{2}));
+  EXPECT_EQ(scheduler.waiting().front()->id, 1);
+  EXPECT_EQ(scheduler.waiting().front()->computed, 0);
+}
+
+// Counts of sampled tokens cannot be told to a slot again.
+TEST(Scheduler, WhoseCountsMatterKeepsItsPlace) {
+  Scheduler scheduler({.running = 1, .tokens_per_step = 8, .page_size = 4, .pages = 100});
+  auto counting = sequence(1, 3);
+  counting->request.sampling.presence_penalty = 1;
+  counting->result.tokens.emplace_back();
+  scheduler.add(std::move(counting));
+  EXPECT_EQ(planned(scheduler), (std::vector<RequestId>{1}));
+  scheduler.add(sequence(2, 5, 1));
+  EXPECT_EQ(planned(scheduler), (std::vector<RequestId>{1}));
+}
+
+// A level of priority is worth priority_steps of waiting, no more.
+TEST(Scheduler, WaitingOutweighsPriority) {
+  Scheduler scheduler({.running = 1, .tokens_per_step = 8, .page_size = 4, .pages = 100, .priority_steps = 5});
+  scheduler.add(sequence(1, 1));
+  for (int i = 0; i < 6; i++) planned(scheduler);
+  scheduler.add(sequence(2, 1, 1));
+  EXPECT_EQ(planned(scheduler), (std::vector<RequestId>{1}));
+  scheduler.add(sequence(3, 1, 2));
+  EXPECT_EQ(planned(scheduler), (std::vector<RequestId>{3}));
+}
+
+}  // namespace
+}  // namespace isobit::test
