@@ -1,8 +1,10 @@
 // Rows gemm_bf16. With ISOBIT_GEMM_SWEEP set, every tile and cluster that fits is timed and printed to stderr.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 
 #include "gpu_bench.h"
 #include "ops/cuda/device.h"
@@ -31,6 +33,12 @@ class GemmBench {
       const std::shared_ptr<void> view(memory, memory->data());
       weights_.push_back(std::make_unique<CudaLinear>(n, k, LinearForm::kStacked, DType::kBF16, Buffer(view, bytes)));
     }
+  }
+
+  // At 800 W and more the clocks fall from 1.6 to 1.35 GHz within a tenth of a second; a pause makes cases independent
+  // of those before them (the peers pause too).
+  void rest() const {
+    if (m_ >= 1024) std::this_thread::sleep_for(std::chrono::milliseconds(300));
   }
 
   double run(const GemmPlan* plan = nullptr) {
@@ -98,6 +106,7 @@ void add(std::vector<Case>& all) {
     c.run = [=, name = c.name] {
       GemmBench bench(m, n, k);
       if (std::getenv("ISOBIT_GEMM_SWEEP") != nullptr) bench.sweep(name.c_str());
+      bench.rest();
       return bench.run();
     };
     all.push_back(c);
