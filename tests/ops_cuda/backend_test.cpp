@@ -10,6 +10,7 @@
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cpu/reference_linear.h"
 #include "ops/cuda/cuda_backend.h"
+#include "ops/cuda/device_messages.h"
 #include "ops/cuda/linear_cuda.h"
 #include "ops_cuda/gpu_memory.h"
 
@@ -91,6 +92,20 @@ TEST(GpuBackend, ErrorsNameTheLimit) {
   const BackendInfo info = backend->info();
   EXPECT_EQ(info.name, "cuda:0");
   EXPECT_GT(info.memory_total, info.memory_free);
+}
+
+TEST(GpuBackend, AMissingGpuIsExplained) {
+  const std::string none = cuda::why_no_device(cudaErrorInsufficientDriver, 0);
+  EXPECT_NE(none.find("no NVIDIA driver is loaded; install one"), std::string::npos) << none;
+  const std::string old = cuda::why_no_device(cudaErrorInsufficientDriver, 12040);
+  EXPECT_NE(old.find("supports CUDA 12.4, this build needs "), std::string::npos) << old;
+  EXPECT_NE(old.find("update the driver"), std::string::npos) << old;
+  for (const cudaError_t status : {cudaSuccess, cudaErrorNoDevice}) {
+    const std::string hidden = cuda::why_no_device(status, 13000);
+    EXPECT_NE(hidden.find("no NVIDIA GPU is visible; check nvidia-smi"), std::string::npos) << hidden;
+  }
+  const std::string other = cuda::why_no_device(cudaErrorSystemNotReady, 13000);
+  EXPECT_NE(other.find("cudaErrorSystemNotReady"), std::string::npos) << other;
 }
 
 TEST(GpuBackend, WeightsEqualTheHostsDequantisation) {

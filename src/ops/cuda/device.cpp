@@ -3,6 +3,7 @@
 #include <array>
 
 #include "base/error.h"
+#include "ops/cuda/device_messages.h"
 
 namespace isobit::cuda {
 namespace {
@@ -48,17 +49,22 @@ int device_count(std::string* why_none) {
   if (why_none == nullptr) return 0;
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
-  if (driver == 0) {
-    *why_none = "no NVIDIA driver is loaded; install one that supports CUDA " + version_text(CUDART_VERSION);
-  } else if (status == cudaErrorInsufficientDriver) {
-    *why_none = fmt::format("the NVIDIA driver supports CUDA {}, this build needs {}; update the driver",
-                            version_text(driver), version_text(CUDART_VERSION));
-  } else if (status == cudaSuccess || status == cudaErrorNoDevice) {
-    *why_none = "no NVIDIA GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES";
-  } else {
-    *why_none = fmt::format("{} ({})", cudaGetErrorString(status), cudaGetErrorName(status));
-  }
+  *why_none = why_no_device(status, driver);
   return 0;
+}
+
+std::string why_no_device(cudaError_t status, int driver_version) {
+  if (driver_version == 0) {
+    return "no NVIDIA driver is loaded; install one that supports CUDA " + version_text(CUDART_VERSION);
+  }
+  if (status == cudaErrorInsufficientDriver) {
+    return fmt::format("the NVIDIA driver supports CUDA {}, this build needs {}; update the driver",
+                       version_text(driver_version), version_text(CUDART_VERSION));
+  }
+  if (status == cudaSuccess || status == cudaErrorNoDevice) {
+    return "no NVIDIA GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES";
+  }
+  return fmt::format("{} ({})", cudaGetErrorString(status), cudaGetErrorName(status));
 }
 
 Device open_device(int id) {
