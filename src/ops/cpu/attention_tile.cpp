@@ -31,6 +31,39 @@ constexpr size_t kKeys = 64;       // keys of one panel
 constexpr size_t kMaxBlock = 128;  // the contract's largest block
 constexpr uint64_t kAllLanes = ~uint64_t{0} >> (64 - kPanelLanes);
 
+// Memory to be asked for little by little: of many requests in a row most are dropped (seen: of 256 more than half).
+class Ahead {
+ public:
+  // The requests will be made in `calls` calls of go().
+  void begin(size_t calls) {
+    runs_.clear();
+    lines_ = at_ = offset_ = 0;
+    calls_ = calls;
+  }
+  void add(const char* from, size_t bytes) {
+    runs_.push_back({from, bytes});
+    lines_ += bytes / kLine + 1;
+  }
+  void go() {
+    for (size_t n = lines_ / calls_ + 1; n > 0 && at_ < runs_.size(); n--) {
+      hwy::Prefetch(runs_[at_].from + offset_);
+      offset_ += kLine;
+      if (offset_ < runs_[at_].bytes) continue;
+      at_++;
+      offset_ = 0;
+    }
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+  struct Run {
+    const char* from;
+    size_t bytes;
+  };
+  std::vector<Run> runs_;
+  size_t lines_ = 0, calls_ = 1, at_ = 0, offset_ = 0;
+};
+
 template <Operand kind>
 class TileRun {
  public:
@@ -49,7 +82,7 @@ class TileRun {
 
   int64_t page_run(int64_t key, int64_t index, int64_t high) const;
   void locate(bool value, int64_t low, int64_t high, const uint16_t** rows);
-  void prefetch(bool value, int64_t block_start) const;
+  void aim(bool value, int64_t block_start, size_t calls);
   void set_queries();
   void block(int64_t start);
   void scores(int64_t start);
@@ -72,6 +105,7 @@ class TileRun {
   const bool fp8_;
   int64_t first_ = 0, last_ = 0;  // keys that any row sees
   std::vector<Row> rows_;
+  Ahead ahead_;
   hwy::AlignedFreeUniquePtr<Shared16[]> queries_;                                    // [rows][dim / 16]
   hwy::AlignedFreeUniquePtr<float[]> key_panel_, value_panel_, score_, o_, folded_;  // score_: [rows][kMaxBlock]
   hwy::AlignedFreeUniquePtr<uint8_t[]> key_exponents_, value_exponents_;
@@ -157,20 +191,20 @@ void TileRun<kind>::locate(bool value, int64_t low, int64_t high, const uint16_t
   }
 }
 
-// Asks for the keys (or values) of a block. With few query heads the time is that of reading them, page by page, where
-// the hardware sees no pattern.
+// Takes aim at the keys (or values) of a block. With few query heads the time is that of reading them, page by page,
+// where the hardware sees no pattern.
 template <Operand kind>
-void TileRun<kind>::prefetch(bool value, int64_t block_start) const {
+void TileRun<kind>::aim(bool value, int64_t block_start, size_t calls) {
   const AttentionQuery& q = tile_.queries[0];
   const int64_t low = std::max(block_start, first_);
   const int64_t high = std::min(block_start + static_cast<int64_t>(block_), last_);
   const int64_t width = fp8_ ? 1 : 2, row = args_.cache.head_dim * width;
   const auto* base = static_cast<const char*>(value ? args_.cache.v : args_.cache.k);
+  ahead_.begin(calls);
   for (int64_t key = low; key < high;) {
     const int64_t index = q.cache_index(key);
     const int64_t run = page_run(key, index, high);
-    const char* from = base + plan_.element(q.request, index, tile_.kv_head) * width;
-    for (int64_t i = 0; i < run * row; i += 64) hwy::Prefetch(from + i);
+    ahead_.add(base + plan_.element(q.request, index, tile_.kv_head) * width, static_cast<size_t>(run * row));
     key += run;
   }
 }
@@ -224,6 +258,7 @@ void TileRun<kind>::scores(int64_t block_start) {
       std::fill_n(score, kKeys, 0.0f);
       for (size_t i = 0; i < dim_ / 16; i++) {
         const Shared16& q = queries_[r * dim_ / 16 + i];
+        ahead_.go();
         for (size_t j = 0; j < kKeys; j += kPanelLanes) {
           const size_t at = j * dim_ + i * 16 * kPanelLanes;
           if (HWY_LIKELY(!odd && !q.odd)) {
@@ -298,6 +333,7 @@ void TileRun<kind>::values(int64_t start) {
     const Row& row = rows_[r];
     if (!row.active || !overlaps(row, start, start + 16)) continue;
     SetShared<kind>(d, score_.get() + r * kMaxBlock + in_block, p);
+    ahead_.go();
     float* o = o_.get() + r * columns_;
     if (HWY_UNLIKELY(odd || p.odd)) {
       uint32_t allowed = 0;
@@ -319,9 +355,9 @@ void TileRun<kind>::block(int64_t start) {
   const D d;
   const int64_t end = start + static_cast<int64_t>(block_);
   for (Row& row : rows_) row.active = overlaps(row, start, end);
-  prefetch(true, start);
+  aim(true, start, rows_.size() * block_ / kKeys * dim_ / 16);
   scores(start);
-  if (end < last_) prefetch(false, end);
+  aim(false, end, rows_.size() * block_ / 16);
   for (size_t r = 0; r < rows_.size(); r++) {
     Row& row = rows_[r];
     if (!row.active) continue;
@@ -384,8 +420,10 @@ void TileRun<kind>::finish(const Row& row, const float* folded) {
 
 template <Operand kind>
 void TileRun<kind>::run() {
-  set_queries();
   const auto block_size = static_cast<int64_t>(block_);
+  aim(false, first_ / block_size * block_size, block_ / 16);  // the first of them while the queries are prepared
+  ahead_.go();
+  set_queries();
   const int64_t super_size = numerics::kAttentionSuperBlock;
   for (int64_t super = first_ / super_size * super_size; super < last_; super += super_size) {
     for (Row& row : rows_) row.sums = {};

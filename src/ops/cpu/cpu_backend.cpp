@@ -10,6 +10,7 @@
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/gemm.h"
 #include "ops/cpu/gemm_fp8.h"
+#include "ops/cpu/huge_pages.h"
 #include "ops/cpu/packed_linear.h"
 #include "ops/cpu/reference_linear.h"
 #include "ops/cpu/simd_target.h"
@@ -70,14 +71,18 @@ class CpuBackend final : public Backend {
   }
 
   Buffer allocate(size_t bytes, std::string_view what) override {
-    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    void* p = rounded >= bytes ? std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded) : nullptr;
+    std::shared_ptr<void> p;
+    if (bytes >= 2 * cpu::kHugePage) {
+      p = cpu::map_huge(bytes);
+    } else {
+      const size_t rounded = std::max<size_t>(bytes + kAlignment - 1, kAlignment) / kAlignment * kAlignment;
+      if (void* small = std::aligned_alloc(kAlignment, rounded)) p = {std::memset(small, 0, rounded), std::free};
+    }
     if (p == nullptr) {
       throw fail(ErrorCode::kOutOfMemory, "cannot allocate {} MB for {}; {} MB of memory are free", bytes >> 20, what,
                  physical_bytes(_SC_AVPHYS_PAGES) >> 20);
     }
-    std::memset(p, 0, rounded);
-    return {std::shared_ptr<void>(p, std::free), bytes};
+    return {std::move(p), bytes};
   }
   void upload(void* to, const void* from, size_t bytes) override { move(to, from, bytes); }
   void download(void* to, const void* from, size_t bytes) override { move(to, from, bytes); }

@@ -619,6 +619,9 @@ void GemmPanel(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, Ge
   const auto panels = job.w->panels();
   const bool gated = job.w->form() == LinearForm::kGated;
   const PackedLinear::Panel& p = panels[static_cast<size_t>(panel)];
+  // The next description, for a single row: its panel is done in a microsecond, a miss takes a tenth of one.
+  hwy::Prefetch(&p + 1);
+  if (gated) hwy::Prefetch(&p + 1 + panels.size() / 2);
   RunChains(job, p, begin, end, s, s.acc[0]);
   if (gated) RunChains(job, panels[static_cast<size_t>(panel) + panels.size() / 2], begin, end, s, s.acc[1]);
   for (int64_t r = begin; r < end; r++) {

@@ -249,6 +249,11 @@ class Packer {
   static constexpr int64_t kChunk = 8;  // panels
   int64_t chunks() const { return (static_cast<int64_t>(to_.panels_.size()) + kChunk - 1) / kChunk; }
 
+  // A panel's bases come right before its data, so that the one stream of reading brings both.
+  size_t bases_bytes(PanelFormat f) const {
+    return f == PanelFormat::kTwelve ? static_cast<size_t>(to_.groups() + 63) / 64 * 64 : 0;
+  }
+
   void plan(const std::vector<uint8_t>& plain) {
     to_.panels_.clear();
     part_of_.clear();
@@ -264,18 +269,17 @@ class Packer {
         to_.panels_.push_back({f, false, rows, row + r, nullptr});
         part_of_.push_back({i, r});
         offsets.push_back(size);
-        size += group_bytes(f) * static_cast<size_t>(to_.groups());
+        size += bases_bytes(f) + group_bytes(f) * static_cast<size_t>(to_.groups());
       }
       row += p.rows;
     }
-    const size_t bases = size;  // of all panels, behind their data: read in order, a few bytes each
-    size += to_.panels_.size() * static_cast<size_t>(to_.groups());
     to_.size_ = (size + 63) / 64 * 64;
     to_.data_ = arena_.allocate(to_.size_);
     for (size_t i = 0; i < offsets.size(); i++) {
-      to_.panels_[i].data = to_.data_.get() + offsets[i];
-      to_.panels_[i].bases =
-          reinterpret_cast<const uint8_t*>(to_.data_.get() + bases + i * static_cast<size_t>(to_.groups()));
+      PackedLinear::Panel& panel = to_.panels_[i];
+      const std::byte* at = to_.data_.get() + offsets[i];
+      panel.data = at + bases_bytes(panel.format);
+      if (panel.format == PanelFormat::kTwelve) panel.bases = reinterpret_cast<const uint8_t*>(at);
     }
     to_.spills_.clear();
     to_.spills_.resize(to_.panels_.size());
