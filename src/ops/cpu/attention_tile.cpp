@@ -1,4 +1,5 @@
-// Attention by rule N10, vectorised: scores with a lane per key, P·V with a lane per column.
+// Attention by rule N10, vectorised: scores with a lane per key, P·V with a lane per column. bf16 is used as it lies in
+// memory (attention_words-inl.h); of f16, panels of f32 are made (attention-inl.h).
 #include "ops/cpu/attention_tile.h"
 
 #include <hwy/aligned_allocator.h>
@@ -6,6 +7,7 @@
 #include <algorithm>
 
 #include "numerics/attention.h"
+#include "ops/cpu/ahead.h"
 #include "ops/cpu/simd_targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -14,6 +16,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Once for each target:
 #include "ops/cpu/attention-inl.h"
+#include "ops/cpu/attention_words-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace isobit::cpu {
@@ -31,39 +34,6 @@ constexpr size_t kKeys = 64;       // keys of one panel
 constexpr size_t kMaxBlock = 128;  // the contract's largest block
 constexpr uint64_t kAllLanes = ~uint64_t{0} >> (64 - kPanelLanes);
 
-// Memory to be asked for little by little: of many requests in a row most are dropped (seen: of 256 more than half).
-class Ahead {
- public:
-  // The requests will be made in `calls` calls of go().
-  void begin(size_t calls) {
-    runs_.clear();
-    lines_ = at_ = offset_ = 0;
-    calls_ = calls;
-  }
-  void add(const char* from, size_t bytes) {
-    runs_.push_back({from, bytes});
-    lines_ += bytes / kLine + 1;
-  }
-  void go() {
-    for (size_t n = lines_ / calls_ + 1; n > 0 && at_ < runs_.size(); n--) {
-      hwy::Prefetch(runs_[at_].from + offset_);
-      offset_ += kLine;
-      if (offset_ < runs_[at_].bytes) continue;
-      at_++;
-      offset_ = 0;
-    }
-  }
-
- private:
-  static constexpr size_t kLine = 64;
-  struct Run {
-    const char* from;
-    size_t bytes;
-  };
-  std::vector<Run> runs_;
-  size_t lines_ = 0, calls_ = 1, at_ = 0, offset_ = 0;
-};
-
 template <Operand kind>
 class TileRun {
  public:
@@ -79,6 +49,8 @@ class TileRun {
     bool active = false;  // in this block
   };
   using D = F32;
+  static constexpr bool kWords = kind == Operand::kBF16;
+  static constexpr size_t kChunk = words::kMostRows;
 
   int64_t page_run(int64_t key, int64_t index, int64_t high) const;
   void locate(bool value, int64_t low, int64_t high, const uint16_t** rows);
@@ -86,11 +58,20 @@ class TileRun {
   void set_queries();
   void block(int64_t start);
   void scores(int64_t start);
+  void dot_words(int64_t start, const uint16_t* const* keys, size_t part);
+  void dot_panels(int64_t start, const uint16_t* const* keys, size_t part);
+  void redo_scores(const Row& row, const uint16_t* const* keys, size_t begin, size_t end, float* score) const;
+  void cap(float* score) const;
   void mask(const Row& row, int64_t start, float* score) const;
   void probabilities(Row& row, float* score, float* rounded);
   void values(int64_t group);
+  void add_words(int64_t start, const uint16_t* const* v);
+  void add_panels(int64_t start, const uint16_t* const* v);
+  void redo_columns(const Row& row, int64_t start, const uint16_t* const* v, const float* p, size_t begin, size_t end,
+                    float* o) const;
+  bool any_odd(const uint16_t* const* v) const;
   void fold();
-  void finish(const Row& row, const float* folded);
+  void finish(const Row& row, float* folded);
 
   bool overlaps(const Row& row, int64_t begin, int64_t end) const {
     return row.query->first < end && row.query->last > begin;
@@ -106,7 +87,11 @@ class TileRun {
   int64_t first_ = 0, last_ = 0;  // keys that any row sees
   std::vector<Row> rows_;
   Ahead ahead_;
-  hwy::AlignedFreeUniquePtr<Shared16[]> queries_;                                    // [rows][dim / 16]
+  std::vector<size_t> busy_;                                     // rows at work
+  hwy::AlignedFreeUniquePtr<words::Words16[]> words_, weights_;  // queries: [rows][dim / 16]; [rows]
+  hwy::AlignedFreeUniquePtr<uint32_t[]> key_pairs_;              // [dim / 2][kKeys]
+  std::vector<uint16_t> zeros_;                                  // instead of values not there
+  hwy::AlignedFreeUniquePtr<Shared16[]> queries_;                // [rows][dim / 16]
   hwy::AlignedFreeUniquePtr<float[]> key_panel_, value_panel_, score_, o_, folded_;  // score_: [rows][kMaxBlock]
   hwy::AlignedFreeUniquePtr<uint8_t[]> key_exponents_, value_exponents_;
   hwy::AlignedFreeUniquePtr<uint16_t[]> rows_of_fp8_;  // [kKeys][dim]
@@ -121,7 +106,7 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
       scale_{args.scale, args.soft_cap},
       dim_(static_cast<size_t>(args.cache.head_dim)),
       block_(static_cast<size_t>(numerics::attention_block(args.cache.head_dim))),
-      columns_((dim_ + kPanelLanes - 1) / kPanelLanes * kPanelLanes),
+      columns_(kWords ? dim_ : (dim_ + kPanelLanes - 1) / kPanelLanes * kPanelLanes),
       fp8_(args.cache.type == DType::kF8E4M3) {
   first_ = tile.queries[0].first;
   last_ = tile.queries[0].last;
@@ -136,16 +121,23 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
     }
   }
   const size_t n = rows_.size();
-  queries_ = hwy::AllocateAligned<Shared16>(n * dim_ / 16);
-  key_panel_ = hwy::AllocateAligned<float>(dim_ * kKeys);
-  key_exponents_ = hwy::AllocateAligned<uint8_t>(dim_ * kKeys);
-  value_panel_ = hwy::AllocateAligned<float>(16 * columns_);
-  value_exponents_ = hwy::AllocateAligned<uint8_t>(16 * columns_);
+  if constexpr (kWords) {
+    words_ = hwy::AllocateAligned<words::Words16>(n * dim_ / 16);
+    weights_ = hwy::AllocateAligned<words::Words16>(n);
+    key_pairs_ = hwy::AllocateAligned<uint32_t>(dim_ / 2 * kKeys);
+    zeros_.resize(dim_);
+  } else {
+    queries_ = hwy::AllocateAligned<Shared16>(n * dim_ / 16);
+    key_panel_ = hwy::AllocateAligned<float>(dim_ * kKeys);
+    key_exponents_ = hwy::AllocateAligned<uint8_t>(dim_ * kKeys);
+    value_panel_ = hwy::AllocateAligned<float>(16 * columns_);
+    value_exponents_ = hwy::AllocateAligned<uint8_t>(16 * columns_);
+    // Columns past the head's have ordinary values, so that their steps are ordinary.
+    std::fill_n(value_panel_.get(), 16 * columns_, 1.0f);
+  }
   score_ = hwy::AllocateAligned<float>(n * kMaxBlock);
   o_ = hwy::AllocateAligned<float>(n * columns_);
   folded_ = hwy::AllocateAligned<float>(n * columns_);
-  // Columns past the head's have ordinary values, so that their steps are ordinary.
-  std::fill_n(value_panel_.get(), 16 * columns_, 1.0f);
   if (!fp8_) return;
   rows_of_fp8_ = hwy::AllocateAligned<uint16_t>(kKeys * dim_);
   for (int i = 0; i < 256; i++) {
@@ -218,7 +210,13 @@ void TileRun<kind>::set_queries() {
       for (size_t j = 0; j < 16; j++) {
         x[j] = kind == Operand::kBF16 ? numerics::bf16_to_f32(q[i + j]) : numerics::f16_to_f32(q[i + j]);
       }
-      SetShared<kind>(D(), x, queries_[(r * dim_ + i) / 16]);
+      const size_t at = (r * dim_ + i) / 16;
+      if constexpr (kWords) {
+        words::SetWords(x, words_[at]);
+        words::SetPairs(words_[at]);
+      } else {
+        SetShared<kind>(D(), x, queries_[at]);
+      }
     }
   }
 }
@@ -232,49 +230,107 @@ void TileRun<kind>::mask(const Row& row, int64_t start, float* score) const {
   }
 }
 
+// Scores [begin, end) of a part, by the scalar rule.
+template <Operand kind>
+void TileRun<kind>::redo_scores(const Row& row, const uint16_t* const* keys, size_t begin, size_t end,
+                                float* score) const {
+  const uint16_t* q = args_.q + (row.query->token * args_.q_heads + row.head) * static_cast<int64_t>(dim_);
+  for (size_t j = begin; j < end; j++) {
+    score[j] = 0.0f;
+    for (size_t i = 0; i < dim_; i += 16) score[j] = numerics::dot16<kind>(score[j], q + i, keys[j] + i);
+  }
+}
+
+// The busy rows' dot products with kKeys keys, from `part` on in their scores.
+template <Operand kind>
+void TileRun<kind>::dot_words(int64_t, const uint16_t* const* keys, size_t part) {
+  const size_t steps = dim_ / 16;
+  words::KeyPairs(keys, kKeys, dim_, key_pairs_.get());
+  for (size_t n = 0; n < busy_.size(); n += kChunk) {
+    const size_t count = std::min(kChunk, busy_.size() - n);
+    const words::Words16* q[kChunk];
+    float* score[kChunk];
+    bool plain = true;
+    for (size_t i = 0; i < count; i++) {
+      const size_t r = busy_[n + i];
+      q[i] = words_.get() + r * steps;
+      score[i] = score_.get() + r * kMaxBlock + part;
+      plain &= std::all_of(q[i], q[i] + steps, [](const words::Words16& w) { return w.plain; });
+    }
+    uint64_t undone = ~uint64_t{0};
+    if (HWY_LIKELY(plain)) {
+      const TowardZeroMode mode;
+      undone = words::Keys(key_pairs_.get(), kKeys, dim_, q, score, count, ahead_);
+    }
+    if (HWY_LIKELY(undone == 0)) continue;
+    for (size_t k = 0; k < kKeys; k += words::kLanes) {
+      if ((undone >> (k / words::kLanes) & 1) == 0) continue;
+      for (size_t i = 0; i < count; i++) redo_scores(rows_[busy_[n + i]], keys, k, k + words::kLanes, score[i]);
+    }
+  }
+}
+
+template <Operand kind>
+void TileRun<kind>::dot_panels(int64_t, const uint16_t* const* keys, size_t part) {
+  const D d;
+  const bool odd = KeyPanel<kind>(d, keys, kKeys, dim_, key_panel_.get(), key_exponents_.get());
+  for (const size_t r : busy_) {
+    float* score = score_.get() + r * kMaxBlock + part;
+    std::fill_n(score, kKeys, 0.0f);
+    for (size_t i = 0; i < dim_ / 16; i++) {
+      const Shared16& q = queries_[r * dim_ / 16 + i];
+      ahead_.go();
+      for (size_t j = 0; j < kKeys; j += kPanelLanes) {
+        const size_t at = j * dim_ + i * 16 * kPanelLanes;
+        if (HWY_LIKELY(!odd && !q.odd)) {
+          StepPanel<kind>(d, score + j, q, key_panel_.get() + at, key_exponents_.get() + at);
+        } else {
+          StepScalar<kind>(score + j, kAllLanes, q, key_panel_.get() + at, 0xffff);
+        }
+      }
+    }
+  }
+}
+
+template <Operand kind>
+void TileRun<kind>::cap(float* score) const {
+  const D d;
+  const auto cap = hn::Set(d, numerics::fmul(scale_.soft_cap, numerics::kLog2E));
+  const auto inner = hn::Set(d, numerics::fdiv(scale_.scale, scale_.soft_cap));
+  for (size_t j = 0; j < kKeys; j += hn::Lanes(d)) {
+    hn::Store(hn::Mul(cap, Tanh(d, hn::Mul(hn::Load(d, score + j), inner))), d, score + j);
+  }
+}
+
 // The scores of the block, in powers of two after factor(); masked keys are -infinity.
 template <Operand kind>
 void TileRun<kind>::scores(int64_t block_start) {
-  const D d;
   for (size_t part = 0; part < block_; part += kKeys) {
     const int64_t start = block_start + static_cast<int64_t>(part), end = start + static_cast<int64_t>(kKeys);
     const int64_t low = std::max(start, first_), high = std::min(end, last_);
-    bool odd = false;
-    if (low < high) {
-      // Keys that no row sees are masked afterwards: any readable one will do in their place.
-      const uint16_t* keys[kKeys];
-      locate(false, low, high, keys + (low - start));
-      std::fill_n(keys, low - start, keys[low - start]);
-      std::fill(keys + (high - start), keys + kKeys, keys[low - start]);
-      odd = KeyPanel<kind>(d, keys, kKeys, dim_, key_panel_.get(), key_exponents_.get());
-    }
+    busy_.clear();
     for (size_t r = 0; r < rows_.size(); r++) {
-      float* score = score_.get() + r * kMaxBlock + part;
       if (!rows_[r].active) continue;
-      if (!overlaps(rows_[r], start, end)) {
-        std::fill_n(score, kKeys, numerics::kMinusInf);
-        continue;
+      if (overlaps(rows_[r], start, end)) {
+        busy_.push_back(r);
+      } else {
+        std::fill_n(score_.get() + r * kMaxBlock + part, kKeys, numerics::kMinusInf);
       }
-      std::fill_n(score, kKeys, 0.0f);
-      for (size_t i = 0; i < dim_ / 16; i++) {
-        const Shared16& q = queries_[r * dim_ / 16 + i];
-        ahead_.go();
-        for (size_t j = 0; j < kKeys; j += kPanelLanes) {
-          const size_t at = j * dim_ + i * 16 * kPanelLanes;
-          if (HWY_LIKELY(!odd && !q.odd)) {
-            StepPanel<kind>(d, score + j, q, key_panel_.get() + at, key_exponents_.get() + at);
-          } else {
-            StepScalar<kind>(score + j, kAllLanes, q, key_panel_.get() + at, 0xffff);
-          }
-        }
-      }
-      if (scale_.soft_cap > 0.0f) {
-        const auto cap = hn::Set(d, numerics::fmul(scale_.soft_cap, numerics::kLog2E));
-        const auto inner = hn::Set(d, numerics::fdiv(scale_.scale, scale_.soft_cap));
-        for (size_t j = 0; j < kKeys; j += hn::Lanes(d)) {
-          hn::Store(hn::Mul(cap, Tanh(d, hn::Mul(hn::Load(d, score + j), inner))), d, score + j);
-        }
-      }
+    }
+    if (busy_.empty()) continue;
+    // Keys that no row sees are masked afterwards: any readable one will do in their place.
+    const uint16_t* keys[kKeys];
+    locate(false, low, high, keys + (low - start));
+    std::fill_n(keys, low - start, keys[low - start]);
+    std::fill(keys + (high - start), keys + kKeys, keys[low - start]);
+    if constexpr (kWords) {
+      dot_words(start, keys, part);
+    } else {
+      dot_panels(start, keys, part);
+    }
+    for (const size_t r : busy_) {
+      float* score = score_.get() + r * kMaxBlock + part;
+      if (scale_.soft_cap > 0.0f) cap(score);
       mask(rows_[r], start, score);
     }
   }
@@ -318,26 +374,83 @@ void TileRun<kind>::probabilities(Row& row, float* score, float* rounded) {
   }
 }
 
-// P·V of one group of sixteen keys. Probabilities are in score_.
 template <Operand kind>
-void TileRun<kind>::values(int64_t start) {
+bool TileRun<kind>::any_odd(const uint16_t* const* v) const {
+  uint32_t largest = 0;
+  for (int i = 0; i < 16; i++) {
+    for (size_t j = 0; j < dim_; j++) largest = std::max(largest, v[i][j] & 0x7fffu);
+  }
+  return largest >> 7 >= words::kLaneEnd;
+}
+
+// Columns [begin, end) of a group, by the scalar rule.
+template <Operand kind>
+void TileRun<kind>::redo_columns(const Row& row, int64_t start, const uint16_t* const* v, const float* p, size_t begin,
+                                 size_t end, float* o) const {
+  uint16_t x[16], y[16];
+  bool allowed[16];
+  for (int i = 0; i < 16; i++) {
+    x[i] = OperandBits<kind>(p[i]);
+    allowed[i] = row.query->allowed(start + i);
+  }
+  for (size_t j = begin; j < end; j++) {
+    for (int i = 0; i < 16; i++) y[i] = allowed[i] ? v[i][j] : uint16_t{0};
+    float& sum = o[words::column_at(j)];
+    sum = numerics::dot16<kind>(sum, x, y);
+  }
+}
+
+template <Operand kind>
+void TileRun<kind>::add_words(int64_t start, const uint16_t* const* v) {
+  constexpr size_t kColumns = 2 * words::kLanes;
+  const size_t in_block = static_cast<size_t>(start) % block_;
+  const auto redo = [&](size_t r, const words::Blocks& undone) {
+    const float* p = score_.get() + r * kMaxBlock + in_block;
+    float* o = o_.get() + r * columns_;
+    for (size_t j = 0; j < dim_; j += kColumns) {
+      if (undone[j / kColumns]) redo_columns(rows_[r], start, v, p, j, j + kColumns, o);
+    }
+  };
+  size_t ready = 0;
+  for (const size_t r : busy_) {
+    words::SetWords(score_.get() + r * kMaxBlock + in_block, weights_[r]);
+    if (weights_[r].zero && !any_odd(v)) continue;
+    if (weights_[r].zero || !weights_[r].plain) {
+      redo(r, ~words::Blocks());
+    } else {
+      busy_[ready++] = r;
+    }
+  }
+  for (size_t n = 0; n < ready; n += kChunk) {
+    const size_t count = std::min(kChunk, ready - n);
+    const words::Words16* p[kChunk];
+    float* o[kChunk];
+    for (size_t i = 0; i < count; i++) {
+      p[i] = weights_.get() + busy_[n + i];
+      o[i] = o_.get() + busy_[n + i] * columns_;
+    }
+    words::Blocks undone;
+    {
+      const TowardZeroMode mode;
+      undone = words::Columns(v, dim_, p, o, count, ahead_);
+    }
+    for (size_t i = 0; undone.any() && i < count; i++) redo(busy_[n + i], undone);
+  }
+}
+
+template <Operand kind>
+void TileRun<kind>::add_panels(int64_t start, const uint16_t* const* v) {
   const D d;
-  const int64_t low = std::max(start, first_), high = std::min(start + 16, last_);
-  if (low >= high) return;
-  const uint16_t* pointers[16] = {};
-  locate(true, low, high, pointers + (low - start));
-  const bool odd = ValuePanel<kind>(d, pointers, dim_, columns_, value_panel_.get(), value_exponents_.get());
+  const bool odd = ValuePanel<kind>(d, v, dim_, columns_, value_panel_.get(), value_exponents_.get());
   const size_t in_block = static_cast<size_t>(start) % block_;
   Shared16 p;
-  for (size_t r = 0; r < rows_.size(); r++) {
-    const Row& row = rows_[r];
-    if (!row.active || !overlaps(row, start, start + 16)) continue;
+  for (const size_t r : busy_) {
     SetShared<kind>(d, score_.get() + r * kMaxBlock + in_block, p);
     ahead_.go();
     float* o = o_.get() + r * columns_;
     if (HWY_UNLIKELY(odd || p.odd)) {
       uint32_t allowed = 0;
-      for (int i = 0; i < 16; i++) allowed |= (row.query->allowed(start + i) ? 1u : 0u) << i;
+      for (int i = 0; i < 16; i++) allowed |= (rows_[r].query->allowed(start + i) ? 1u : 0u) << i;
       for (size_t j = 0; j < columns_; j += kPanelLanes) {
         StepScalar<kind>(o + j, kAllLanes, p, value_panel_.get() + j * 16, allowed);
       }
@@ -350,14 +463,34 @@ void TileRun<kind>::values(int64_t start) {
   }
 }
 
+// P·V of one group of sixteen keys. Probabilities are in score_.
+template <Operand kind>
+void TileRun<kind>::values(int64_t start) {
+  const int64_t low = std::max(start, first_), high = std::min(start + 16, last_);
+  if (low >= high) return;
+  const uint16_t* v[16] = {};
+  locate(true, low, high, v + (low - start));
+  busy_.clear();
+  for (size_t r = 0; r < rows_.size(); r++) {
+    if (rows_[r].active && overlaps(rows_[r], start, start + 16)) busy_.push_back(r);
+  }
+  if constexpr (kWords) {
+    std::replace(v, v + 16, static_cast<const uint16_t*>(nullptr), static_cast<const uint16_t*>(zeros_.data()));
+    add_words(start, v);
+  } else {
+    add_panels(start, v);
+  }
+}
+
 template <Operand kind>
 void TileRun<kind>::block(int64_t start) {
   const D d;
   const int64_t end = start + static_cast<int64_t>(block_);
   for (Row& row : rows_) row.active = overlaps(row, start, end);
-  aim(true, start, rows_.size() * block_ / kKeys * dim_ / 16);
+  const size_t chunks = (rows_.size() + kChunk - 1) / kChunk;
+  aim(true, start, kWords ? chunks * block_ / words::kLanes : rows_.size() * block_ / kKeys * dim_ / 16);
   scores(start);
-  aim(false, end, rows_.size() * block_ / 16);
+  aim(false, end, kWords ? chunks * block_ / 16 * dim_ / (2 * words::kLanes) : rows_.size() * block_ / 16);
   for (size_t r = 0; r < rows_.size(); r++) {
     Row& row = rows_[r];
     if (!row.active) continue;
@@ -397,7 +530,7 @@ void TileRun<kind>::fold() {
 }
 
 template <Operand kind>
-void TileRun<kind>::finish(const Row& row, const float* folded) {
+void TileRun<kind>::finish(const Row& row, float* folded) {
   const D d;
   uint16_t* out = args_.out + (row.query->token * args_.q_heads + row.head) * static_cast<int64_t>(dim_);
   if (row.folded_r == numerics::kMinusInf) {
@@ -407,6 +540,7 @@ void TileRun<kind>::finish(const Row& row, const float* folded) {
   float l = row.folded_l;
   if (args_.sinks != nullptr) l = numerics::attention_sink(l, args_.sinks[row.head], row.folded_r);
   const float inv = numerics::fdiv(1.0f, l);
+  if constexpr (kWords) words::Order(dim_, folded);
   for (size_t j = 0; j < dim_; j += hn::Lanes(d)) {
     if constexpr (kind == Operand::kBF16) {
       StoreBF16(d, hn::Add(hn::Mul(hn::Load(d, folded + j), hn::Set(d, inv)), hn::Zero(d)), out + j);

@@ -1,6 +1,7 @@
 #pragma once
 // Between gemm.cpp (the plan) and gemm_kernel.cpp (the arithmetic, once for each SIMD target).
 #include "ops/cpu/packed_linear.h"
+#include "ops/cpu/toward_zero.h"
 #include "ops/gemm.h"
 
 namespace isobit::cpu {
@@ -25,38 +26,6 @@ struct PreparedRows {
   uint32_t* below_pairs = nullptr;  // a single row's, [padded / 2]: the same in the high bytes of 16-bit words
   uint32_t* below_words = nullptr;  // a single row's, [padded]: the same, in both high bytes of a pair of words
   uint8_t* general = nullptr;       // [m]: kGeneralRow, kGeneralTwelve
-};
-
-// Sets the processor's rounding toward zero for its lifetime. Only code that is compiled apart (not inlined) may run
-// inside: the compiler does not know of modes.
-class TowardZeroMode {
- public:
-#if defined(__x86_64__)
-  static constexpr bool kWorks = true;
-  TowardZeroMode() : old_(__builtin_ia32_stmxcsr()) { set(old_ | 0x6000); }
-  ~TowardZeroMode() { set(old_); }
-
- private:
-  static void set(uint32_t mode) { asm volatile("ldmxcsr %0" : : "m"(mode) : "memory"); }
-  uint32_t old_;
-#elif defined(__aarch64__)
-  static constexpr bool kWorks = true;
-  TowardZeroMode() {
-    asm volatile("mrs %0, fpcr" : "=r"(old_));
-    set(old_ | 3u << 22);
-  }
-  ~TowardZeroMode() { set(old_); }
-
- private:
-  static void set(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode) : "memory"); }
-  uint64_t old_;
-#else
-  static constexpr bool kWorks = false;
-#endif
-
- public:
-  TowardZeroMode(const TowardZeroMode&) = delete;
-  TowardZeroMode& operator=(const TowardZeroMode&) = delete;
 };
 
 struct GemmScratch {

@@ -9,16 +9,16 @@
 namespace isobit::cpu {
 
 struct Ex2Table {
-  alignas(64) int32_t c0[64], c1[64], c2[64];
+  alignas(64) int32_t row[64][4];  // c0, c1, c2, unused
 };
 
 constexpr Ex2Table make_ex2_table() {
   Ex2Table t{};
   for (uint32_t i = 0; i < 64; i++) {
     const numerics::Ex2Segment s = numerics::ex2_segment(i);
-    t.c0[i] = s.c0;
-    t.c1[i] = s.c1;
-    t.c2[i] = s.c2;
+    t.row[i][0] = s.c0;
+    t.row[i][1] = s.c1;
+    t.row[i][2] = s.c2;
   }
   return t;
 }

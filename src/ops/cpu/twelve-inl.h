@@ -21,13 +21,6 @@ HWY_BEFORE_NAMESPACE();
 namespace isobit::cpu {
 namespace HWY_NAMESPACE {
 
-// int32 to f32 toward zero, inside TowardZeroMode.
-template <class D>
-HWY_INLINE hn::Vec<D> CutToFloat(D d, hn::Vec<I32Of<D>> x) {
-  if constexpr (TowardZeroMode::kWorks) return hn::ConvertTo(d, x);
-  return TowardZero(d, x);
-}
-
 #if HWY_TARGET != HWY_SCALAR
 // The sixteen words (bf16) of a panel's outputs for one k, or eight of them where vectors are short. With AVX-512 too:
 // the interleaved order within a row suits no longer vector.
