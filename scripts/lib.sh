@@ -6,7 +6,7 @@ say() { if [ -t 2 ]; then printf '\033[1m%s\033[0m\n' "$*" >&2; else printf '%s\
 die() { printf 'isobit: %s\n' "$*" >&2; exit 1; }
 
 build_packages=(g++ cmake ninja-build ccache pkg-config git python3 python3-pip python3-venv libhwy-dev libfmt-dev libspdlog-dev
-                libcli11-dev nlohmann-json3-dev libpcre2-dev)
+                libcli11-dev nlohmann-json3-dev libpcre2-dev libboost1.81-dev)
 test_packages=(libgtest-dev libbenchmark-dev)
 check_packages=(clang clang-format clang-tidy libclang-rt-14-dev)
 

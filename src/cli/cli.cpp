@@ -79,7 +79,9 @@ int run(int argc, const char* const* argv) {
   add_run(app, command);
   add_chat(app, command);
   add_score(app, command);
+  add_serve(app, command);
   add_verify(app, command);
+  add_replay(app, command);
   add_bench(app, command);
   add_models(app, command);
   try {

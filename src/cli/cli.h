@@ -38,6 +38,8 @@ void add_chat(CLI::App& app, Command& command);
 void add_score(CLI::App& app, Command& command);
 void add_verify(CLI::App& app, Command& command);
 void add_bench(CLI::App& app, Command& command);
+void add_serve(CLI::App& app, Command& command);
+void add_replay(CLI::App& app, Command& command);
 void add_models(CLI::App& app, Command& command);  // pull, list, show
 
 // Flags that several commands share.

@@ -67,7 +67,7 @@ class Engine::PageTable {
   // From the first change to the last, once.
   Upload changes() {
     const size_t from = std::exchange(first_, sent_.size()), to = std::exchange(last_, 0);
-    if (from >= to) return {};
+    if (from >= to) return {table_.data(), sent_.data(), 0};
     return {table_.data<PageId>() + from, sent_.data() + from, (to - from) * sizeof(PageId)};
   }
 
@@ -186,6 +186,7 @@ void Engine::receive() {
   std::vector<RequestId> cancels;
   {
     const std::lock_guard lock(mutex_);
+    published_.waiting += static_cast<int32_t>(arrivals_.size());  // so that they count during the step too
     arrivals.swap(arrivals_);
     cancels.swap(cancels_);
   }

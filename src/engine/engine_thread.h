@@ -44,6 +44,7 @@ class EngineThread {
   void post(std::function<void(Engine&)> task);
 
   Engine& engine() { return engine_; }
+  EngineStats stats() const { return engine_.stats(); }
   // What a step threw; every request has ended with it, and no other is taken. Empty: all is well.
   std::string failure() const;
   const DurationHistogram& step_times() const { return step_times_; }

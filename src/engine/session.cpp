@@ -35,6 +35,10 @@ Session::Session(const std::string& model_path, const DeviceOptions& device, con
                      : std::make_unique<ChatTemplate>(ChatTemplate::chatml());
   file->release_header_pages();  // what is needed of the vocabulary, the tokenizer has
   engine_ = std::make_unique<Engine>(make_backend(device), std::move(file), options);
+  for (int32_t id = 0; id < tokenizer_->vocab_size(); id++) {
+    if (tokenizer_->is_eog(id)) stop_tokens_.push_back(id);
+  }
+  device_ = engine_->backend().info().name;
   load_s_ = seconds_since(start);
 }
 
@@ -46,14 +50,6 @@ std::vector<int32_t> Session::chat_prompt(const std::vector<Message>& messages, 
   context.eos_token = name(tokenizer_->eos_id());
   // The template writes the special tokens itself, BOS included.
   return tokenizer_->encode(template_->render(messages, context), {.add_special = false, .parse_special = true});
-}
-
-std::vector<int32_t> Session::stop_tokens() const {
-  std::vector<int32_t> ids;
-  for (int32_t id = 0; id < tokenizer_->vocab_size(); id++) {
-    if (tokenizer_->is_eog(id)) ids.push_back(id);
-  }
-  return ids;
 }
 
 Answer Session::generate(std::vector<int32_t> prompt, const GenerateOptions& options) {
@@ -73,7 +69,7 @@ Answer Session::generate(std::vector<int32_t> prompt, const GenerateOptions& opt
   request.sampling = options.sampling;
   request.sampling.top_logprobs = std::max(0, request.sampling.top_logprobs);
   request.max_tokens = options.max_tokens;
-  if (!options.ignore_eos) request.stop_tokens = stop_tokens();
+  if (!options.ignore_eos) request.stop_tokens = stop_tokens_;
   request.on_token = [&](const TokenOutput& out) {
     if (answer.first_token_s == 0) answer.first_token_s = seconds_since(start);
     digest.add(&out.token, sizeof out.token);

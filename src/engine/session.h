@@ -54,12 +54,15 @@ class Session {
   Result score(std::vector<int32_t> tokens);
 
   // The tokens that end an answer.
-  std::vector<int32_t> stop_tokens() const;
+  const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
+  const std::string& device() const { return device_; }
 
  private:
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;
+  std::vector<int32_t> stop_tokens_;
+  std::string device_;
   double load_s_ = 0;
 };
 

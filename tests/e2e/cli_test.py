@@ -23,7 +23,7 @@ import zipfile
 from tiny_gguf import TinyModel
 
 ISOBIT, FETCH = sys.argv[1:3]
-COMMANDS = ["run", "chat", "score", "verify", "bench", "bench cpu", "pull", "list", "show"]
+COMMANDS = ["run", "chat", "serve", "score", "verify", "replay", "bench", "bench cpu", "pull", "list", "show"]
 OK, USAGE, MODEL, DEVICE, MEMORY, DIFFERENT, INTERRUPTED = 0, 2, 3, 4, 5, 6, 130
 
 

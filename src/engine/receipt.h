@@ -1,0 +1,37 @@
+#pragma once
+// What an answer was made of, so that anybody can make it again and compare the bits.
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace isobit {
+
+struct Receipt {
+  std::string contract, model, model_digest;
+  std::string device;  // for people: the bits do not depend on it
+  std::vector<int32_t> prompt, tokens;
+  SamplingParams sampling;
+  std::vector<std::string>
+      logits;  // 16 hex digits a token: digest of all rows of logits up to the one it was drawn from
+};
+
+// Of an answer that was asked for with digest_logits.
+Receipt make_receipt(const Engine& engine, const Request& request, const std::vector<TokenOutput>& tokens);
+
+std::string receipt_json(const Receipt& receipt);
+// Throws Error(kInvalidArgument) naming what is missing or malformed.
+Receipt read_receipt(const std::string& json);
+
+struct ReceiptDifference {
+  size_t index = 0;  // of the answer's tokens
+  std::string what;  // "logits" or "token"
+  std::string expected, found;
+};
+
+// Makes the answer again. Nothing: every bit is the same. Throws Error where the receipt is another contract's or
+// another model's, or the request fails.
+std::optional<ReceiptDifference> replay(Engine& engine, const Receipt& receipt);
+
+}  // namespace isobit
