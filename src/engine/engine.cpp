@@ -85,7 +85,7 @@ struct Engine::Sampled {
 };
 
 Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoint> file, const EngineOptions& options)
-    : options_(options), file_(std::move(file)), config_(read_config(*file_)), backend_(std::move(backend)) {
+    : options_(options), file_(std::move(file)), config_(read_config(*file_, options.compute)), backend_(std::move(backend)) {
   EngineOptions& o = options_;
   require(o.context >= 0, "context is {}; it must be positive, or 0 for the default", o.context);
   require(o.context <= config_.context, "context is {}; {} was trained for {} tokens: ask for at most that", o.context,

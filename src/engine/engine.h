@@ -25,6 +25,7 @@ struct EngineOptions {
   bool prefix_cache = true;
   int32_t priority_steps = 100;  // steps of waiting that one level of Request::priority is worth
   int32_t draft_tokens = 0;      // speculation: drafts a sequence and step, found in its own text; 0: none
+  ComputeType compute = ComputeType::kAuto;  // bf16 or f16; auto: what the model is in
   Progress progress;             // while weights load
 };
 

@@ -6,19 +6,24 @@
 #include "base/error.h"
 #include "engine/answer_text.h"
 #include "models/tokenizer_spec.h"
-#include "weights/gguf.h"
+#include "weights/load.h"
 
 namespace isobit {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// ChatML where the vocabulary has it; else the model was not made for turns and goes on with the text itself.
+ChatTemplate default_template(const Tokenizer& tokenizer) {
+  return tokenizer.find("<|im_start|>") ? ChatTemplate::chatml() : ChatTemplate::plain();
+}
+
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 }  // namespace
 
 std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path) {
-  return std::make_shared<const Checkpoint>(load_gguf(path));
+  return std::make_shared<const Checkpoint>(load_checkpoint(path));
 }
 
 double Answer::tokens_per_second() const {
@@ -29,10 +34,10 @@ double Answer::tokens_per_second() const {
 Session::Session(const std::string& model_path, const DeviceOptions& device, const EngineOptions& options) {
   const auto start = Clock::now();
   auto file = open_checkpoint(model_path);
-  tokenizer_ = Tokenizer::create(read_tokenizer_spec(file->metadata()));
-  const auto source = file->metadata().find_string("tokenizer.chat_template");
-  template_ = source ? std::make_unique<ChatTemplate>(std::string(*source))
-                     : std::make_unique<ChatTemplate>(ChatTemplate::chatml());
+  tokenizer_ = Tokenizer::create(read_tokenizer_spec(*file));
+  const auto source = read_chat_template(*file);
+  template_ = source ? std::make_unique<ChatTemplate>(*source)
+                     : std::make_unique<ChatTemplate>(default_template(*tokenizer_));
   file->release_header_pages();  // what is needed of the vocabulary, the tokenizer has
   engine_ = std::make_unique<Engine>(make_backend(device), std::move(file), options);
   for (int32_t id = 0; id < tokenizer_->vocab_size(); id++) {

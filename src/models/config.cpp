@@ -1,128 +1,124 @@
 #include "models/config.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <set>
 
 #include "base/error.h"
-#include "models/family.h"
+#include "models/config_reader.h"
 #include "numerics/contract.h"
-#include "numerics/f64.h"
-#include "numerics/rope.h"
+#include "numerics/ieee.h"
 
 namespace isobit {
 namespace {
 
-int64_t positive(const Checkpoint& file, const std::string& key, int64_t limit) {
-  const int64_t value = file.metadata().get_u32(key);
-  if (value <= 0 || value > limit) {
-    throw fail(ErrorCode::kBadFile, "{}: {} is {}; it must be in [1, {}]. The file is damaged or not a language model",
-               file.path(), key, value, limit);
+void check_layer(const Checkpoint& file, const ModelConfig& c, size_t index) {
+  const LayerConfig& l = c.layers[index];
+  if (l.kv_heads <= 0 || l.q_heads <= 0 || l.q_heads % l.kv_heads != 0) {
+    throw fail(ErrorCode::kBadFile, "{}: layer {}: {} query heads do not divide among {} key-value heads", file.path(),
+               index, l.q_heads, l.kv_heads);
   }
-  return value;
-}
-
-// Llama 3's factors come as a tensor; linear scaling as a number. Others are refused by name, not ignored.
-RopeConfig read_rope(const Checkpoint& file, const std::string& prefix, int32_t head_dim, RopeLayout layout) {
-  const Metadata& meta = file.metadata();
-  RopeConfig rope;
-  rope.layout = layout;
-  const auto dim = static_cast<int64_t>(meta.find_u32(prefix + "rope.dimension_count").value_or(head_dim));
-  if (dim <= 0 || dim % 2 != 0 || dim > head_dim) {
-    throw fail(ErrorCode::kBadFile, "{}: {}rope.dimension_count is {}; it must be even and at most the head size {}",
-               file.path(), prefix, dim, head_dim);
-  }
-  rope.dim = static_cast<int32_t>(dim);
-  const double theta = meta.find_f32(prefix + "rope.freq_base").value_or(10000.0f);
-  if (!(theta >= 1.0) || !std::isfinite(theta)) {
-    throw fail(ErrorCode::kBadFile, "{}: {}rope.freq_base is {}; it must be at least 1", file.path(), prefix, theta);
-  }
-  double linear = 1.0;
-  if (const auto type = meta.find_string(prefix + "rope.scaling.type"); type && *type != "none") {
-    if (*type != "linear") {
-      throw fail(ErrorCode::kUnsupported, "{}: rope scaling '{}' is not supported; isobit runs none, linear and llama3",
-                 file.path(), *type);
-    }
-    linear = meta.get_f32(prefix + "rope.scaling.factor");
-    if (!(linear > 0.0)) {
-      throw fail(ErrorCode::kBadFile, "{}: {}rope.scaling.factor is {}; it must be positive", file.path(), prefix,
-                 linear);
-    }
-  }
-  const Tensor* factors = file.find("rope_freqs.weight");
-  if (factors != nullptr && (factors->dtype != DType::kF32 || factors->elements() != dim / 2)) {
-    throw fail(ErrorCode::kBadFile, "{}: rope_freqs.weight has {} elements of {}; {} of F32 are needed", file.path(),
-               factors->elements(), factors->type_name(), dim / 2);
-  }
-  for (int i = 0; i < dim / 2; i++) {
-    double f = numerics::rope_frequency(i, rope.dim, theta);
-    if (factors != nullptr) {
-      float factor = 0;
-      std::memcpy(&factor, factors->data + sizeof(float) * i, sizeof(float));
-      f = numerics::ddiv(f, static_cast<double>(factor));
-    }
-    rope.frequencies.push_back(numerics::ddiv(f, linear));
-  }
-  return rope;
-}
-
-}  // namespace
-
-std::string supported_architectures() {
-  std::string names;
-  for (const Family& f : families()) names += (names.empty() ? "" : ", ") + std::string(f.architecture);
-  return names;
-}
-
-ModelConfig read_config(const Checkpoint& file) {
-  const Metadata& meta = file.metadata();
-  ModelConfig c;
-  c.architecture = meta.get_string("general.architecture");
-  const Family* family = find_family(c.architecture);
-  if (family == nullptr) {
-    throw fail(ErrorCode::kUnsupported, "{}: architecture '{}' is not supported; isobit runs {}", file.path(),
-               c.architecture, supported_architectures());
-  }
-  c.name = meta.find_string("general.name").value_or(c.architecture);
-  const std::string p = c.architecture + ".";
-  c.layers = positive(file, p + "block_count", 1000);
-  c.hidden = positive(file, p + "embedding_length", 1 << 20);
-  c.ffn = positive(file, p + "feed_forward_length", 1 << 22);
-  c.context = positive(file, p + "context_length", int64_t{1} << 31);
-  c.q_heads = static_cast<int32_t>(positive(file, p + "attention.head_count", 1024));
-  c.kv_heads =
-      static_cast<int32_t>(meta.find_u32(p + "attention.head_count_kv").value_or(static_cast<uint32_t>(c.q_heads)));
-  if (c.kv_heads <= 0 || c.q_heads % c.kv_heads != 0) {
-    throw fail(ErrorCode::kBadFile, "{}: {} query heads do not divide among {} key-value heads", file.path(), c.q_heads,
-               c.kv_heads);
-  }
-  c.head_dim = static_cast<int32_t>(
-      meta.find_u32(p + "attention.key_length").value_or(static_cast<uint32_t>(c.hidden / c.q_heads)));
-  if (c.head_dim <= 0 || c.head_dim % 16 != 0 || c.head_dim > 256) {
+  if (l.head_dim <= 0 || l.head_dim % 16 != 0 || l.head_dim > 256) {
     throw fail(ErrorCode::kUnsupported, "{}: head size {} is not supported; it must be a multiple of 16 up to 256",
-               file.path(), c.head_dim);
+               file.path(), l.head_dim);
   }
-  c.norm_eps = meta.get_f32(p + "attention.layer_norm_rms_epsilon");
+  if (l.window < 0 || !(l.attention_scale > 0.0f) || !std::isfinite(l.attention_scale)) {
+    throw fail(ErrorCode::kBadFile, "{}: layer {}: window {} and attention scale {}; neither may be negative",
+               file.path(), index, l.window, l.attention_scale);
+  }
+  if (l.rope >= 0 && c.ropes[static_cast<size_t>(l.rope)].dim > l.head_dim) {
+    throw fail(ErrorCode::kBadFile, "{}: layer {}: {} elements of a head of {} are to turn", file.path(), index,
+               c.ropes[static_cast<size_t>(l.rope)].dim, l.head_dim);
+  }
+}
+
+void check(const Checkpoint& file, const ModelConfig& c) {
   if (!(c.norm_eps >= 0.0f && c.norm_eps < 1.0f)) {
     throw fail(ErrorCode::kBadFile, "{}: the norm's epsilon is {}; it must be in [0, 1)", file.path(), c.norm_eps);
   }
-  if (meta.find_u32(p + "expert_count").value_or(0) != 0) {
-    throw fail(ErrorCode::kUnsupported, "{}: mixture-of-experts models are not supported yet ({}expert_count is {})",
-               file.path(), p, meta.get_u32(p + "expert_count"));
-  }
-  c.attention_scale = numerics::fdiv(1.0f, numerics::fsqrt(static_cast<float>(c.head_dim)));
-  c.rope = read_rope(file, p, c.head_dim, family->rope);
-  c.activation = family->activation;
-  c.qkv_bias = family->qkv_bias;
-  c.qk_norm = family->qk_norm;
-  const Tensor& embedding = file.tensor("token_embd.weight");
-  c.vocab = embedding.rows();
-  c.tied = file.find("output.weight") == nullptr;
   if (c.vocab > numerics::kMaxVocabulary) {
     throw fail(ErrorCode::kUnsupported, "{}: the vocabulary has {} tokens; at most {} are supported", file.path(),
                c.vocab, numerics::kMaxVocabulary);
   }
+  for (const float cap : {c.attention_soft_cap, c.logit_soft_cap}) {
+    if (!(cap >= 0.0f) || !std::isfinite(cap)) {
+      throw fail(ErrorCode::kBadFile, "{}: a soft cap is {}; it must be positive, or 0 for none", file.path(), cap);
+    }
+  }
+  for (size_t i = 0; i < c.layers.size(); i++) check_layer(file, c, i);
+}
+
+// f16 where most bytes of the matrices are.
+DType own_type(const Checkpoint& file) {
+  size_t f16 = 0, all = 0;
+  for (const Tensor& t : file.tensors()) {
+    if (!t.supported() || t.shape.size() < 2) continue;
+    all += t.bytes;
+    f16 += t.dtype == DType::kF16 ? t.bytes : 0;
+  }
+  return 2 * f16 > all ? DType::kF16 : DType::kBF16;
+}
+
+}  // namespace
+
+ComputeType parse_compute_type(std::string_view name) {
+  if (name == "auto") return ComputeType::kAuto;
+  if (name == "bf16") return ComputeType::kBF16;
+  if (name == "f16") return ComputeType::kF16;
+  throw fail(ErrorCode::kInvalidArgument, "dtype '{}' is not known; use auto, bf16 or f16", name);
+}
+
+size_t ModelConfig::kv_bytes_per_token() const {
+  size_t elements = 0;
+  for (const LayerConfig& l : layers) elements += static_cast<size_t>(2 * l.kv_columns());
+  return dtype_bytes(type, elements);
+}
+
+std::string supported_architectures() {
+  std::set<std::string_view> all;
+  for (const Family* f : families()) all.insert({f->gguf, f->model_type});
+  all.erase("");
+  return fmt::format("{}", fmt::join(all, ", "));
+}
+
+ModelConfig read_config(const Checkpoint& file, ComputeType type) {
+  ModelConfig c = file.document("config.json") ? read_hf_config(file) : read_gguf_config(file);
+  c.type = type == ComputeType::kAuto ? own_type(file) : type == ComputeType::kF16 ? DType::kF16 : DType::kBF16;
+  check(file, c);
   return c;
+}
+
+ModelConfig start_config(const Family& family) {
+  ModelConfig c;
+  c.family = family.name;
+  c.activation = family.activation;
+  c.qkv_bias = family.qkv_bias;
+  c.qk_norm = family.qk_norm;
+  c.post_norms = family.post_norms;
+  c.sinks = family.sinks;
+  c.fused_gate_up = family.fused_gate_up;
+  c.attention_soft_cap = family.attention_soft_cap;
+  c.logit_soft_cap = family.logit_soft_cap;
+  return c;
+}
+
+bool sees_everything(int64_t layer, int32_t full_attention_every) {
+  return full_attention_every > 0 && (layer + 1) % full_attention_every == 0;
+}
+
+float default_attention_scale(const Family& family, const ModelConfig& c, const LayerConfig& layer) {
+  const bool by_hidden = family.scale_by_hidden_layers == c.layer_count() && layer.q_heads > 0;
+  const int64_t n = by_hidden ? c.hidden / layer.q_heads : layer.head_dim;
+  return numerics::fdiv(1.0f, numerics::fsqrt(static_cast<float>(n)));
+}
+
+int32_t add_rope(ModelConfig& config, RopeConfig rope) {
+  const auto found = std::ranges::find(config.ropes, rope);
+  const auto index = static_cast<int32_t>(found - config.ropes.begin());
+  if (found == config.ropes.end()) config.ropes.push_back(std::move(rope));
+  return index;
 }
 
 }  // namespace isobit

@@ -1,29 +1,33 @@
 #include "models/decoder.h"
 
 #include <algorithm>
-#include <array>
+#include <set>
 #include <utility>
 
 #include "base/error.h"
 #include "numerics/dequantize.h"
+#include "numerics/ieee.h"
 #include "numerics/rope.h"
+#include "ops/gemm_fp8.h"
 
 namespace isobit {
 
 KvPages::KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int32_t page_size)
     : pages_(pages), page_size_(page_size) {
-  KvCacheView view;
-  view.pages = pages;
-  view.kv_heads = config.kv_heads;
-  view.page_size = page_size;
-  view.head_dim = config.head_dim;
-  view.type = config.type;
-  const size_t plane = dtype_bytes(config.type, static_cast<size_t>(pages * view.page_elements()));
-  buffer_ = backend.allocate(plane * 2 * static_cast<size_t>(config.layers),
+  buffer_ = backend.allocate(config.kv_bytes_per_token() * static_cast<size_t>(pages * page_size),
                              fmt::format("the KV cache ({} pages of {} tokens)", pages, page_size));
-  for (int64_t i = 0; i < config.layers; i++) {
-    view.k = buffer_.data<std::byte>() + plane * static_cast<size_t>(2 * i);
-    view.v = buffer_.data<std::byte>() + plane * static_cast<size_t>(2 * i + 1);
+  auto* at = buffer_.data<std::byte>();
+  for (const LayerConfig& layer : config.layers) {
+    KvCacheView view;
+    view.pages = pages;
+    view.kv_heads = layer.kv_heads;
+    view.page_size = page_size;
+    view.head_dim = layer.head_dim;
+    view.type = config.type;
+    const size_t plane = dtype_bytes(config.type, static_cast<size_t>(pages * view.page_elements()));
+    view.k = at;
+    view.v = at + plane;
+    at += 2 * plane;
     views_.push_back(view);
   }
 }
@@ -36,47 +40,83 @@ class Decoder::Loader {
     for (const Tensor& t : file.tensors()) total_ += t.bytes;
   }
 
-  std::unique_ptr<Linear> linear(const std::vector<std::pair<std::string, int64_t>>& names_and_rows, int64_t columns,
+  // Rows [first, first + rows) of a matrix in the file, of which it has `of` (0: just these).
+  struct Rows {
+    std::string name;  // without ".weight"
+    int64_t rows = 0, first = 0, of = 0;
+  };
+
+  std::unique_ptr<Linear> linear(const std::vector<Rows>& wanted, int64_t columns,
                                  LinearForm form = LinearForm::kStacked) {
     std::vector<WeightPart> parts;
-    for (const auto& [name, rows] : names_and_rows) {
-      const Tensor& t = checked(name, rows, columns);
-      parts.push_back({t.dtype, rows, columns, t.data});
+    for (const Rows& r : wanted) {
+      const Tensor& t = checked(r.name + ".weight", r.of > 0 ? r.of : r.rows, columns);
+      parts.push_back(
+          {t.dtype, r.rows, columns, t.data + static_cast<size_t>(r.first) * t.row_bytes(), scales_from(t, r.first)});
     }
     auto made = decoder_.backend_.load_linear(parts, form, decoder_.config_.type);
     decoder_.weight_bytes_ += made->bytes();
-    for (const auto& entry : names_and_rows) done(file_.tensor(entry.first));
+    for (const Rows& r : wanted) done(r.name + ".weight");
     return made;
   }
 
-  Buffer vector(const std::string& name, int64_t elements) {
-    const Tensor& t = checked(name, 1, elements);
-    std::vector<float> values(static_cast<size_t>(elements));
-    numerics::dequantize_row_f32(t.dtype, t.data, elements, values.data());
-    Buffer b = decoder_.backend_.allocate(values.size() * sizeof(float), name);
-    decoder_.backend_.upload(b.data(), values.data(), b.bytes());
-    decoder_.weight_bytes_ += b.bytes();
-    done(t);
-    return b;
+  Buffer norm(const std::string& name, int64_t elements) {
+    std::vector<float> values = read(name + ".weight", elements);
+    if (decoder_.config_.weights_less_one) {
+      for (float& v : values) v = numerics::fadd(1.0f, v);
+    }
+    return keep(values, name);
   }
 
-  Buffer qkv_bias(const std::string& prefix) {
-    const ModelConfig& c = decoder_.config_;
-    std::vector<float> values(static_cast<size_t>(c.qkv_columns()));
-    float* to = values.data();
-    for (const auto& [name, heads] :
-         {std::pair{"attn_q.bias", c.q_heads}, {"attn_k.bias", c.kv_heads}, {"attn_v.bias", c.kv_heads}}) {
-      const int64_t n = static_cast<int64_t>(heads) * c.head_dim;
-      const Tensor& t = checked(prefix + name, 1, n);
-      numerics::dequantize_row_f32(t.dtype, t.data, n, to);
-      to += n;
+  // The named vectors, one after the other.
+  Buffer vector(const std::vector<std::pair<std::string, int64_t>>& names_and_elements) {
+    std::vector<float> all;
+    for (const auto& [name, elements] : names_and_elements) {
+      const std::vector<float> values = read(name, elements);
+      all.insert(all.end(), values.begin(), values.end());
     }
-    Buffer b = decoder_.backend_.allocate(values.size() * sizeof(float), prefix + "attn_qkv.bias");
-    decoder_.backend_.upload(b.data(), values.data(), b.bytes());
-    return b;
+    return keep(all, names_and_elements.front().first);
+  }
+
+  // The scales of a block-scaled matrix's rows from `first` on; null for others.
+  const std::byte* scales_from(const Tensor& t, int64_t first) const {
+    if (t.scale == nullptr) return nullptr;
+    if (first % kFp8Block != 0) {
+      throw fail(ErrorCode::kUnsupported, "{}: tensor {} is cut at row {}, inside a block of {} rows that share a scale",
+                 file_.path(), t.name, first, kFp8Block);
+    }
+    return t.scale + static_cast<size_t>(first / kFp8Block * fp8_blocks(t.columns())) * sizeof(float);
+  }
+
+  // A tensor of a layer that nothing asked for would silently be left out of the model. Throws Error(kUnsupported).
+  void expect_all_used() const {
+    const std::string& prefix = decoder_.config_.names.layer;
+    for (const Tensor& t : file_.tensors()) {
+      if (!t.name.starts_with(prefix) || used_.contains(t.name) || t.name.ends_with("rotary_emb.inv_freq")) continue;
+      if (t.name.ends_with(kScaleSuffix)) continue;  // goes with its matrix
+      throw fail(ErrorCode::kUnsupported,
+                 "{}: tensor {} is not part of {} as isobit runs it; the model would be wrong "
+                 "without it",
+                 file_.path(), t.name, decoder_.config_.family);
+    }
   }
 
  private:
+  std::vector<float> read(const std::string& name, int64_t elements) {
+    const Tensor& t = checked(name, 1, elements);
+    std::vector<float> values(static_cast<size_t>(elements));
+    numerics::dequantize_row_f32(t.dtype, t.data, elements, values.data());
+    done(name);
+    return values;
+  }
+
+  Buffer keep(const std::vector<float>& values, const std::string& what) {
+    Buffer b = decoder_.backend_.allocate(values.size() * sizeof(float), what);
+    decoder_.backend_.upload(b.data(), values.data(), b.bytes());
+    decoder_.weight_bytes_ += b.bytes();
+    return b;
+  }
+
   const Tensor& checked(const std::string& name, int64_t rows, int64_t columns) const {
     const Tensor& t = file_.tensor(name);
     if (t.columns() != columns || t.rows() != rows) {
@@ -86,7 +126,9 @@ class Decoder::Loader {
     return t;
   }
 
-  void done(const Tensor& t) {
+  void done(const std::string& name) {
+    if (!used_.insert(name).second) return;
+    const Tensor& t = file_.tensor(name);
     if (!decoder_.backend_.keeps_file_pages()) file_.release_pages(t);
     done_ += t.bytes;
     if (progress_) progress_(done_, total_);
@@ -95,39 +137,54 @@ class Decoder::Loader {
   Decoder& decoder_;
   const Checkpoint& file_;
   const Progress& progress_;
+  std::set<std::string> used_;
   size_t total_ = 0, done_ = 0;
 };
+
+Decoder::Layer Decoder::load_layer(Loader& load, int64_t index) const {
+  const ModelConfig& c = config_;
+  const LayerConfig& shape = c.layers[static_cast<size_t>(index)];
+  const auto name = [&](const std::string& part) { return c.names.of_layer(index, part); };
+  const int64_t q = shape.q_columns(), kv = shape.kv_columns(), ffn = shape.ffn;
+  Layer l;
+  l.attention_norm = load.norm(name(c.names.attention_norm), c.hidden);
+  l.qkv = c.fused_qkv ? load.linear({{name(c.names.qkv), shape.qkv_columns()}}, c.hidden)
+                      : load.linear({{name(c.names.q), q}, {name(c.names.k), kv}, {name(c.names.v), kv}}, c.hidden);
+  if (c.qkv_bias && c.fused_qkv) {
+    l.qkv_bias = load.vector({{name(c.names.qkv) + ".bias", shape.qkv_columns()}});
+  } else if (c.qkv_bias) {
+    l.qkv_bias =
+        load.vector({{name(c.names.q) + ".bias", q}, {name(c.names.k) + ".bias", kv}, {name(c.names.v) + ".bias", kv}});
+  }
+  if (c.qk_norm) {
+    l.q_norm = load.norm(name(c.names.q_norm), shape.head_dim);
+    l.k_norm = load.norm(name(c.names.k_norm), shape.head_dim);
+  }
+  if (c.sinks) l.sinks = load.vector({{name(c.names.sinks), shape.q_heads}});
+  l.out = load.linear({{name(c.names.out), c.hidden}}, q);
+  if (c.output_bias) l.out_bias = load.vector({{name(c.names.out) + ".bias", c.hidden}});
+  if (c.post_norms) l.attention_post_norm = load.norm(name(c.names.attention_post_norm), c.hidden);
+  l.ffn_norm = load.norm(name(c.names.ffn_norm), c.hidden);
+  l.gate_up = c.fused_gate_up
+                  ? load.linear({{name(c.names.gate_up), ffn, 0, 2 * ffn}, {name(c.names.gate_up), ffn, ffn, 2 * ffn}},
+                                c.hidden, LinearForm::kGated)
+                  : load.linear({{name(c.names.gate), ffn}, {name(c.names.up), ffn}}, c.hidden, LinearForm::kGated);
+  l.down = load.linear({{name(c.names.down), c.hidden}}, ffn);
+  if (c.post_norms) l.ffn_post_norm = load.norm(name(c.names.ffn_post_norm), c.hidden);
+  return l;
+}
 
 Decoder::Decoder(Backend& backend, const Checkpoint& file, const ModelConfig& config, const StepLimits& limits,
                  const Progress& progress)
     : backend_(backend), config_(config), limits_(limits) {
   const ModelConfig& c = config_;
-  const int64_t q_columns = static_cast<int64_t>(c.q_heads) * c.head_dim,
-                kv_columns = static_cast<int64_t>(c.kv_heads) * c.head_dim;
   Loader load(*this, file, progress);
-  for (int64_t i = 0; i < c.layers; i++) {
-    const std::string p = fmt::format("blk.{}.", i);
-    Layer l;
-    l.attention_norm = load.vector(p + "attn_norm.weight", c.hidden);
-    l.qkv = load.linear(
-        {{p + "attn_q.weight", q_columns}, {p + "attn_k.weight", kv_columns}, {p + "attn_v.weight", kv_columns}},
-        c.hidden);
-    if (c.qkv_bias) l.qkv_bias = load.qkv_bias(p);
-    if (c.qk_norm) {
-      l.q_norm = load.vector(p + "attn_q_norm.weight", c.head_dim);
-      l.k_norm = load.vector(p + "attn_k_norm.weight", c.head_dim);
-    }
-    l.out = load.linear({{p + "attn_output.weight", c.hidden}}, q_columns);
-    l.ffn_norm = load.vector(p + "ffn_norm.weight", c.hidden);
-    l.gate_up =
-        load.linear({{p + "ffn_gate.weight", c.ffn}, {p + "ffn_up.weight", c.ffn}}, c.hidden, LinearForm::kGated);
-    l.down = load.linear({{p + "ffn_down.weight", c.hidden}}, c.ffn);
-    layers_.push_back(std::move(l));
-  }
-  output_norm_ = load.vector("output_norm.weight", c.hidden);
-  embedding_ = load.linear({{"token_embd.weight", c.vocab}}, c.hidden);
-  if (!c.tied) head_ = load.linear({{"output.weight", c.vocab}}, c.hidden);
-  make_rope_tables();
+  for (int64_t i = 0; i < c.layer_count(); i++) layers_.push_back(load_layer(load, i));
+  output_norm_ = load.norm(c.names.output_norm, c.hidden);
+  embedding_ = load.linear({{c.names.embedding, c.vocab}}, c.hidden);
+  if (!c.tied) head_ = load.linear({{c.names.head, c.vocab}}, c.hidden);
+  load.expect_all_used();
+  for (const RopeConfig& rope : c.ropes) ropes_.push_back(make_rope_tables(rope));
   make_buffers();
 }
 
@@ -136,29 +193,37 @@ Buffer Decoder::buffer(size_t bytes, std::string_view what) {
   return backend_.allocate(bytes, what);
 }
 
-void Decoder::make_rope_tables() {
-  const RopeConfig& r = config_.rope;
-  if (r.frequencies.empty()) return;
-  const auto half = static_cast<size_t>(r.dim / 2), count = static_cast<size_t>(limits_.positions) * half;
+// A context longer than LongRoPE's original takes its long frequencies for every position, short prompts included: the
+// choice is the engine's, once, and not a sequence's, whose cached keys could not be turned again (N25).
+Decoder::RopeTables Decoder::make_rope_tables(const RopeConfig& r) {
+  const bool is_long = !r.long_frequencies.empty() && limits_.positions > r.original_context;
+  const std::vector<double>& frequencies = is_long ? r.long_frequencies : r.frequencies;
+  const size_t half = frequencies.size(), count = static_cast<size_t>(limits_.positions) * half;
   std::vector<float> cos(count), sin(count);
   for (int64_t p = 0; p < limits_.positions; p++) {
     for (size_t i = 0; i < half; i++) {
-      const numerics::RopeEntry e = numerics::rope_entry(p, r.frequencies[i], r.magnitude);
+      const numerics::RopeEntry e = numerics::rope_entry(p, frequencies[i], r.magnitude);
       cos[static_cast<size_t>(p) * half + i] = e.cos;
       sin[static_cast<size_t>(p) * half + i] = e.sin;
     }
   }
-  rope_cos_ = buffer(count * sizeof(float), "the rotary tables");
-  rope_sin_ = buffer(count * sizeof(float), "the rotary tables");
-  backend_.upload(rope_cos_.data(), cos.data(), rope_cos_.bytes());
-  backend_.upload(rope_sin_.data(), sin.data(), rope_sin_.bytes());
+  RopeTables tables{buffer(count * sizeof(float), "the rotary tables"),
+                    buffer(count * sizeof(float), "the rotary tables")};
+  backend_.upload(tables.cos.data(), cos.data(), tables.cos.bytes());
+  backend_.upload(tables.sin.data(), sin.data(), tables.sin.bytes());
+  return tables;
 }
 
 void Decoder::make_buffers() {
   const ModelConfig& c = config_;
   const auto tokens = static_cast<size_t>(limits_.tokens), requests = static_cast<size_t>(limits_.requests),
-             rows = static_cast<size_t>(limits_.logit_rows), hidden = static_cast<size_t>(c.hidden),
-             q_columns = static_cast<size_t>(c.q_heads) * static_cast<size_t>(c.head_dim);
+             rows = static_cast<size_t>(limits_.logit_rows), hidden = static_cast<size_t>(c.hidden);
+  const auto widest = [&](auto columns) {
+    int64_t most = 0;
+    for (const LayerConfig& l : c.layers) most = std::max(most, columns(l));
+    return static_cast<size_t>(most);
+  };
+  const size_t q_columns = widest([](const LayerConfig& l) { return l.q_columns(); });
   inputs_.tokens = buffer(tokens * 4, "step inputs");
   inputs_.positions = buffer(tokens * 4, "step inputs");
   inputs_.slots = buffer(tokens * 8, "step inputs");
@@ -168,10 +233,11 @@ void Decoder::make_buffers() {
   inputs_.logit_rows = buffer(rows * 4, "step inputs");
   residual_ = buffer(tokens * hidden * 4, "the residual stream");
   normed_ = buffer(tokens * hidden * 2, "normed activations");
-  qkv_ = buffer(tokens * static_cast<size_t>(c.qkv_columns()) * 4, "q, k, v");
+  qkv_ = buffer(tokens * widest([](const LayerConfig& l) { return l.qkv_columns(); }) * 4, "q, k, v");
   q_ = buffer(tokens * q_columns * 2, "queries");
   attended_ = buffer(tokens * q_columns * 2, "attention outputs");
-  hidden_ = buffer(tokens * static_cast<size_t>(c.ffn) * 2, "FFN activations");
+  hidden_ = buffer(tokens * widest([](const LayerConfig& l) { return l.ffn; }) * 2, "FFN activations");
+  if (c.post_norms) projected_ = buffer(tokens * hidden * 4, "sublayer outputs");
   head_normed_ = buffer(rows * hidden * 2, "normed activations");
   logits_ = buffer(rows * static_cast<size_t>(c.vocab) * 4, "logits");
   nonfinite_ = buffer(tokens * 4, "step flags");
@@ -190,22 +256,43 @@ void Decoder::forward(const StepShape& shape, const KvPages& pages) {
   embed.out = residual_.data<float>();
   backend_.embed(embed);
   trace(-1, "embed", embed.out, DType::kF32, shape.tokens, config_.hidden);
-  for (int64_t i = 0; i < config_.layers; i++) {
+  for (int64_t i = 0; i < config_.layer_count(); i++) {
     attention_block(layers_[static_cast<size_t>(i)], i, shape, pages);
     ffn_block(layers_[static_cast<size_t>(i)], i, shape);
   }
 }
 
-void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape& shape, const KvPages& pages) {
-  const ModelConfig& c = config_;
+RmsNormArgs Decoder::norm_of_residual(const Buffer& weight, int32_t tokens) const {
   RmsNormArgs norm;
   norm.x = residual_.data<float>();
-  norm.weight = layer.attention_norm.data<float>();
-  norm.count = shape.tokens;
-  norm.n = c.hidden;
-  norm.eps = c.norm_eps;
-  norm.out_type = c.type;
+  norm.weight = weight.data<float>();
+  norm.count = tokens;
+  norm.n = config_.hidden;
+  norm.eps = config_.norm_eps;
+  norm.out_type = config_.type;
   norm.out = normed_.data<uint16_t>();
+  return norm;
+}
+
+GemmArgs Decoder::onto_residual(GemmArgs project) const {
+  project.epilogue = config_.post_norms ? Epilogue::kStoreF32 : Epilogue::kAddResidual;
+  project.out = config_.post_norms ? projected_.data() : residual_.data();
+  return project;
+}
+
+void Decoder::add_normed(const Buffer& post_norm, int32_t tokens) {
+  if (!config_.post_norms) return;  // added already
+  RmsNormArgs norm = norm_of_residual(post_norm, tokens);
+  norm.x = projected_.data<float>();
+  norm.out = nullptr;
+  norm.add_to = residual_.data<float>();
+  backend_.rms_norm(norm);
+}
+
+void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape& shape, const KvPages& pages) {
+  const ModelConfig& c = config_;
+  const LayerConfig& l = c.layers[static_cast<size_t>(index)];
+  const RmsNormArgs norm = norm_of_residual(layer.attention_norm, shape.tokens);
 
   GemmArgs project;
   project.x = normed_.data<uint16_t>();
@@ -220,12 +307,15 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
   rope.positions = inputs_.positions.data<int32_t>();
   rope.slots = inputs_.slots.data<int64_t>();
   rope.count = shape.tokens;
-  rope.q_heads = c.q_heads;
-  rope.cos = rope_cos_.data<float>();
-  rope.sin = rope_sin_.data<float>();
-  rope.rope_dim = c.rope.dim;
+  rope.q_heads = l.q_heads;
+  if (l.rope >= 0) {
+    const auto at = static_cast<size_t>(l.rope);
+    rope.cos = ropes_[at].cos.data<float>();
+    rope.sin = ropes_[at].sin.data<float>();
+    rope.rope_dim = c.ropes[at].dim;
+    rope.layout = c.ropes[at].layout;
+  }
   rope.max_position = limits_.positions;
-  rope.layout = c.rope.layout;
   rope.q_norm = layer.q_norm.data<float>();
   rope.k_norm = layer.k_norm.data<float>();
   rope.norm_eps = c.norm_eps;
@@ -237,12 +327,12 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
     backend_.rms_norm(norm);
     trace(index, "attn_norm", norm.out, c.type, shape.tokens, c.hidden);
     backend_.gemm(project);
-    trace(index, "qkv", project.out, DType::kF32, shape.tokens, c.qkv_columns());
+    trace(index, "qkv", project.out, DType::kF32, shape.tokens, l.qkv_columns());
     backend_.rope_cache(rope);
   } else {
     backend_.norm_gemm_rope(norm, project, rope);
   }
-  trace(index, "rope", rope.q, c.type, shape.tokens, static_cast<int64_t>(c.q_heads) * c.head_dim);
+  trace(index, "rope", rope.q, c.type, shape.tokens, l.q_columns());
 
   AttentionArgs attend;
   attend.q = q_.data<uint16_t>();
@@ -252,37 +342,33 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
   attend.page_table = inputs_.page_table.data<int32_t>();
   attend.tokens = shape.tokens;
   attend.requests = shape.requests;
-  attend.q_heads = c.q_heads;
+  attend.q_heads = l.q_heads;
   attend.table_stride = limits_.table_stride;
   attend.max_query = shape.max_query;
   attend.max_kv = shape.max_kv;
-  attend.scale = c.attention_scale;
+  attend.scale = l.attention_scale;
+  attend.soft_cap = c.attention_soft_cap;
+  attend.window = l.window;
+  attend.sinks = layer.sinks.data<float>();
   attend.type = c.type;
   attend.out = attended_.data<uint16_t>();
   backend_.attention(attend);
-  trace(index, "attention", attend.out, c.type, shape.tokens, static_cast<int64_t>(c.q_heads) * c.head_dim);
+  trace(index, "attention", attend.out, c.type, shape.tokens, l.q_columns());
 
   GemmArgs out;
   out.x = attended_.data<uint16_t>();
   out.m = shape.tokens;
   out.w = layer.out.get();
-  out.epilogue = Epilogue::kAddResidual;
+  out.bias = layer.out_bias.data<float>();
   out.type = c.type;
-  out.out = residual_.data();
-  backend_.gemm(out);
-  trace(index, "attn_output", out.out, DType::kF32, shape.tokens, c.hidden);
+  backend_.gemm(onto_residual(out));
+  add_normed(layer.attention_post_norm, shape.tokens);
+  trace(index, "attn_output", residual_.data(), DType::kF32, shape.tokens, c.hidden);
 }
 
 void Decoder::ffn_block(const Layer& layer, int64_t index, const StepShape& shape) {
   const ModelConfig& c = config_;
-  RmsNormArgs norm;
-  norm.x = residual_.data<float>();
-  norm.weight = layer.ffn_norm.data<float>();
-  norm.count = shape.tokens;
-  norm.n = c.hidden;
-  norm.eps = c.norm_eps;
-  norm.out_type = c.type;
-  norm.out = normed_.data<uint16_t>();
+  const RmsNormArgs norm = norm_of_residual(layer.ffn_norm, shape.tokens);
 
   GemmArgs up;
   up.x = normed_.data<uint16_t>();
@@ -291,24 +377,24 @@ void Decoder::ffn_block(const Layer& layer, int64_t index, const StepShape& shap
   up.epilogue = c.activation == GatedActivation::kSilu ? Epilogue::kSiluMul : Epilogue::kGeluMul;
   up.type = c.type;
   up.out = hidden_.data();
-  if (tracer_) {
-    backend_.rms_norm(norm);
-    trace(index, "ffn_norm", norm.out, c.type, shape.tokens, c.hidden);
-    backend_.gemm(up);
-  } else {
-    backend_.norm_gemm(norm, up);
-  }
-  trace(index, "ffn_gate_up", up.out, c.type, shape.tokens, c.ffn);
-
   GemmArgs down;
   down.x = hidden_.data<uint16_t>();
   down.m = shape.tokens;
   down.w = layer.down.get();
-  down.epilogue = Epilogue::kAddResidual;
   down.type = c.type;
-  down.out = residual_.data();
-  backend_.gemm(down);
-  trace(index, "ffn_down", down.out, DType::kF32, shape.tokens, c.hidden);
+  down = onto_residual(down);
+
+  if (tracer_) {
+    backend_.rms_norm(norm);
+    trace(index, "ffn_norm", norm.out, c.type, shape.tokens, c.hidden);
+    backend_.gemm(up);
+    trace(index, "ffn_gate_up", up.out, c.type, shape.tokens, c.layers[static_cast<size_t>(index)].ffn);
+    backend_.gemm(down);
+  } else {
+    backend_.norm_gemm_gemm(norm, up, down);
+  }
+  add_normed(layer.ffn_post_norm, shape.tokens);
+  trace(index, "ffn_down", residual_.data(), DType::kF32, shape.tokens, c.hidden);
 }
 
 void Decoder::head(int32_t rows) {
@@ -331,6 +417,13 @@ void Decoder::head(int32_t rows) {
   head.type = c.type;
   head.out = logits_.data();
   backend_.norm_gemm(norm, head);
+  if (c.logit_soft_cap > 0.0f) {
+    SoftCapArgs cap;
+    cap.x = logits_.data<float>();
+    cap.count = rows * c.vocab;
+    cap.cap = c.logit_soft_cap;
+    backend_.soft_cap(cap);
+  }
 }
 
 }  // namespace isobit

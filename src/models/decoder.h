@@ -37,7 +37,7 @@ struct StepShape {
   int32_t tokens = 0, requests = 0, max_query = 0, max_kv = 0;
 };
 
-// The keys and values of all layers: page p of every layer belongs to the same tokens.
+// The keys and values of all layers: page p of every layer belongs to the same tokens. Layers may differ in shape.
 class KvPages {
  public:
   KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int32_t page_size);
@@ -85,16 +85,25 @@ class Decoder {
  private:
   struct Layer {
     std::unique_ptr<Linear> qkv, out, gate_up, down;
-    Buffer attention_norm, ffn_norm, qkv_bias, q_norm, k_norm;
+    Buffer attention_norm, attention_post_norm, ffn_norm, ffn_post_norm;
+    Buffer qkv_bias, out_bias, q_norm, k_norm, sinks;  // where the model has them
+  };
+  struct RopeTables {
+    Buffer cos, sin;  // [limits.positions, dim / 2]
   };
   class Loader;
 
+  Layer load_layer(Loader& load, int64_t index) const;
   void attention_block(const Layer& layer, int64_t index, const StepShape& shape, const KvPages& pages);
   void ffn_block(const Layer& layer, int64_t index, const StepShape& shape);
+  RmsNormArgs norm_of_residual(const Buffer& weight, int32_t tokens) const;
+  // A sublayer's last projection adds to the residual stream, through its norm where the model has one there.
+  GemmArgs onto_residual(GemmArgs project) const;
+  void add_normed(const Buffer& post_norm, int32_t tokens);
   const Linear* head_weights() const { return config_.tied ? embedding_.get() : head_.get(); }
   void trace(int64_t layer, std::string_view op, const void* data, DType type, int64_t rows, int64_t columns);
   Buffer buffer(size_t bytes, std::string_view what);
-  void make_rope_tables();
+  RopeTables make_rope_tables(const RopeConfig& rope);
   void make_buffers();
 
   Backend& backend_;
@@ -102,9 +111,10 @@ class Decoder {
   StepLimits limits_;
   StepInputs inputs_;
   std::vector<Layer> layers_;
+  std::vector<RopeTables> ropes_;
   std::unique_ptr<Linear> embedding_, head_;  // head_ is null when tied
-  Buffer output_norm_, rope_cos_, rope_sin_;
-  Buffer residual_, normed_, qkv_, q_, attended_, hidden_, head_normed_, logits_, nonfinite_;
+  Buffer output_norm_;
+  Buffer residual_, normed_, qkv_, q_, attended_, hidden_, projected_, head_normed_, logits_, nonfinite_;
   size_t weight_bytes_ = 0, buffer_bytes_ = 0;
   Tracer tracer_;
 };

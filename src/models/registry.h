@@ -7,14 +7,23 @@
 
 namespace isobit {
 
+// A file inside a wheel on PyPI.
+struct WheelMember {
+  std::string_view package;  // name==version
+  std::string_view sha256;   // of the wheel
+  std::string_view member;
+};
+
 struct KnownModel {
   std::string_view name;  // what a user types
   std::string_view title, license;
-  std::string_view package;  // PyPI: name==version
-  std::string_view sha256;   // of the wheel
-  std::string_view member;   // the model file inside it
-  std::string_view file;     // its name in the cache folder
-  uint64_t bytes;            // of the model file
+  std::span<const WheelMember> parts;  // the model file, in this order
+  // Terms that must be accepted before the file is fetched; without a package there are none.
+  WheelMember terms;
+  std::string_view terms_url;
+  std::string_view file;    // its name in the cache folder
+  std::string_view sha256;  // of the file
+  uint64_t bytes;
 };
 
 std::span<const KnownModel> known_models();

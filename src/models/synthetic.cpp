@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "numerics/convert.h"
+#include "ops/gemm_fp8.h"
 
 namespace isobit {
 namespace {
@@ -15,13 +16,16 @@ constexpr std::array<SyntheticShape, 2> kShapes = {{
     {"llama-8b", 32, 4096, 14336, 128256, 131072, 32, 8, 128, 500000.0f, false},
 }};
 
-// The bytes that all tensors view: random BF16, then ones in F32.
+constexpr float kLargest = 0.035f;
+
+// The bytes that all tensors view: random BF16, ones in F32, and of a block-scaled model random E4M3 and its scales.
 struct Block {
   std::vector<uint16_t> matrices;
-  std::vector<float> ones;
+  std::vector<float> ones, scales;
+  std::vector<uint8_t> fp8;
 };
 
-std::shared_ptr<const Block> make_block(size_t elements, size_t ones, uint64_t seed) {
+std::shared_ptr<const Block> make_block(size_t elements, size_t ones, uint64_t seed, size_t fp8_elements) {
   auto block = std::make_shared<Block>();
   block->matrices.resize(elements);
   block->ones.assign(ones, 1.0f);
@@ -31,8 +35,13 @@ std::shared_ptr<const Block> make_block(size_t elements, size_t ones, uint64_t s
     state ^= state >> 7;
     state ^= state << 17;
     const auto u = static_cast<float>(static_cast<int32_t>(state >> 40) - (1 << 23));
-    w = numerics::f32_to_bf16(u * (0.035f / (1 << 23)));
+    w = numerics::f32_to_bf16(u * (kLargest / (1 << 23)));
   }
+  block->fp8.resize(fp8_elements);
+  for (size_t i = 0; i < fp8_elements; i++) {
+    block->fp8[i] = numerics::f32_to_e4m3(numerics::bf16_to_f32(block->matrices[i]) * (448.0f / kLargest));
+  }
+  block->scales.assign(fp8_elements / (kFp8Block * kFp8Block) + 1, kLargest / 448.0f);
   return block;
 }
 
@@ -48,15 +57,16 @@ const SyntheticShape& synthetic_shape(std::string_view name) {
   return *found;
 }
 
-std::shared_ptr<const Checkpoint> synthetic_checkpoint(const SyntheticShape& s, uint64_t seed) {
+std::shared_ptr<const Checkpoint> synthetic_checkpoint(const SyntheticShape& s, uint64_t seed, bool fp8) {
   const size_t largest = static_cast<size_t>(std::max(s.vocab, s.ffn) * s.hidden);
-  const auto block = make_block(largest, static_cast<size_t>(s.hidden), seed);
+  const auto block = make_block(largest, static_cast<size_t>(s.hidden), seed,
+                                fp8 ? static_cast<size_t>(std::max(s.ffn, s.hidden) * s.hidden) : 0);
   Checkpoint::Parts parts;
   parts.path = std::string(s.name);
   parts.format = "synthetic";
   parts.keep_alive = block;
-  parts.header = std::as_bytes(std::span(block->matrices)).first(4096);
-  parts.file = std::as_bytes(std::span(block->matrices));
+  const auto bytes = std::as_bytes(std::span(block->matrices));
+  parts.files.push_back({"", bytes, bytes.first(4096), nullptr});
   std::vector<MetadataEntry> meta = {
       text("general.architecture", "llama"),
       text("general.name", s.name),
@@ -82,6 +92,14 @@ std::shared_ptr<const Checkpoint> synthetic_checkpoint(const SyntheticShape& s, 
     t.bytes = dtype_bytes(type, static_cast<size_t>(t.elements()));
     parts.tensors.push_back(std::move(t));
   };
+  // A layer's matrix; of a block-scaled model with its scales.
+  const auto add_matrix = [&](const std::string& name, int64_t rows, int64_t columns) {
+    if (!fp8) return add(name, DType::kBF16, {rows, columns});
+    add(name, DType::kF8E4M3, {rows, columns});
+    parts.tensors.back().data = std::as_bytes(std::span(block->fp8)).data();
+    add(name + std::string(kScaleSuffix), DType::kF32, {fp8_blocks(rows), fp8_blocks(columns)});
+    parts.tensors.back().data = std::as_bytes(std::span(block->scales)).data();
+  };
   const int64_t q = static_cast<int64_t>(s.q_heads) * s.head_dim, kv = static_cast<int64_t>(s.kv_heads) * s.head_dim;
   add("token_embd.weight", DType::kBF16, {s.vocab, s.hidden});
   if (!s.tied) add("output.weight", DType::kBF16, {s.vocab, s.hidden});
@@ -89,14 +107,14 @@ std::shared_ptr<const Checkpoint> synthetic_checkpoint(const SyntheticShape& s, 
   for (int64_t i = 0; i < s.layers; i++) {
     const std::string p = fmt::format("blk.{}.", i);
     add(p + "attn_norm.weight", DType::kF32, {s.hidden});
-    add(p + "attn_q.weight", DType::kBF16, {q, s.hidden});
-    add(p + "attn_k.weight", DType::kBF16, {kv, s.hidden});
-    add(p + "attn_v.weight", DType::kBF16, {kv, s.hidden});
-    add(p + "attn_output.weight", DType::kBF16, {s.hidden, q});
+    add_matrix(p + "attn_q.weight", q, s.hidden);
+    add_matrix(p + "attn_k.weight", kv, s.hidden);
+    add_matrix(p + "attn_v.weight", kv, s.hidden);
+    add_matrix(p + "attn_output.weight", s.hidden, q);
     add(p + "ffn_norm.weight", DType::kF32, {s.hidden});
-    add(p + "ffn_gate.weight", DType::kBF16, {s.ffn, s.hidden});
-    add(p + "ffn_up.weight", DType::kBF16, {s.ffn, s.hidden});
-    add(p + "ffn_down.weight", DType::kBF16, {s.hidden, s.ffn});
+    add_matrix(p + "ffn_gate.weight", s.ffn, s.hidden);
+    add_matrix(p + "ffn_up.weight", s.ffn, s.hidden);
+    add_matrix(p + "ffn_down.weight", s.hidden, s.ffn);
   }
   return std::make_shared<const Checkpoint>(std::move(parts));
 }

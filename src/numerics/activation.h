@@ -17,4 +17,7 @@ ISOBIT_HD float gelu_tanh(float x) {
   return fmul(fmul(0.5f, x), fadd(1.0f, tanh(inner)));
 }
 
+// N26. A logit held within ±cap: cap·tanh(x / cap), the division as a product with fdiv(1, cap).
+ISOBIT_HD float soft_capped(float x, float cap) { return fmul(cap, tanh(fmul(x, fdiv(1.0f, cap)))); }
+
 }  // namespace isobit::numerics

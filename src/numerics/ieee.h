@@ -76,6 +76,7 @@ ISOBIT_HD float ffma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 ISOBIT_HD double dadd(double a, double b) { return __dadd_rn(a, b); }
 ISOBIT_HD double dmul(double a, double b) { return __dmul_rn(a, b); }
 ISOBIT_HD double ddiv(double a, double b) { return __ddiv_rn(a, b); }
+ISOBIT_HD double dsqrt(double a) { return __dsqrt_rn(a); }
 ISOBIT_HD double dfma(double a, double b, double c) { return __fma_rn(a, b, c); }
 #else
 ISOBIT_HD float fadd(float a, float b) { return pin(a + b); }
@@ -87,6 +88,7 @@ ISOBIT_HD float ffma(float a, float b, float c) { return std::fma(a, b, c); }
 ISOBIT_HD double dadd(double a, double b) { return pin(a + b); }
 ISOBIT_HD double dmul(double a, double b) { return pin(a * b); }
 ISOBIT_HD double ddiv(double a, double b) { return pin(a / b); }
+ISOBIT_HD double dsqrt(double a) { return std::sqrt(a); }
 ISOBIT_HD double dfma(double a, double b, double c) { return std::fma(a, b, c); }
 #endif
 

@@ -16,6 +16,7 @@
 #include "ops/norm.h"
 #include "ops/rope.h"
 #include "ops/sampling.h"
+#include "ops/soft_cap.h"
 #include "ops/topk.h"
 
 namespace isobit {
@@ -80,6 +81,7 @@ class Backend {
   virtual void gemm(const GemmArgs&) = 0;
   virtual void rope_cache(const RopeCacheArgs&) = 0;
   virtual void attention(const AttentionArgs&) = 0;
+  virtual void soft_cap(const SoftCapArgs&) = 0;
   // Neighbours in a layer, for backends that do better than one after the other: gemm(g) of rms_norm(n)'s output, which
   // need not be written, and rope_cache(r) of g's, which need not be either.
   virtual void norm_gemm(const RmsNormArgs& n, const GemmArgs& g) {

@@ -52,7 +52,13 @@ void RmsNormArgs::check() const {
   if (count == 0) return;
   check_pointer("rms_norm", "x", x);
   check_pointer("rms_norm", "weight", weight);
-  check_pointer("rms_norm", "out", out);
+  if (add_to == nullptr) check_pointer("rms_norm", "out", out);
+}
+
+void SoftCapArgs::check() const {
+  check_count("soft_cap", "count", count);
+  require(std::isfinite(cap) && cap > 0.0f, "soft_cap: cap is {}; it must be positive and finite", cap);
+  if (count > 0) check_pointer("soft_cap", "x", x);
 }
 
 void GemmArgs::check() const {

@@ -1,5 +1,7 @@
 #include "text/bpe.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -59,18 +61,31 @@ std::string decode_byte_level(std::string_view name) {
 
 BpeMerger::BpeMerger(const std::unordered_map<std::string_view, int32_t>& ids, const std::vector<bool>& usable,
                      std::span<const std::string> merges, Options options)
-    : options_(options) {
-  const auto id_of = [&](std::string_view name) {
-    const auto found = ids.find(name);
-    return found == ids.end() || !usable[found->second] ? -1 : found->second;
-  };
+    : options_(options), names_(&ids), usable_(usable) {
   const auto alphabet = byte_alphabet();
   for (int byte = 0; byte < 256; byte++) {
     std::string name;
-    append_utf8(alphabet[byte], name);
+    if (options_.characters) {
+      name = fmt::format("<0x{:02X}>", byte);
+    } else {
+      append_utf8(alphabet[byte], name);
+    }
     byte_ids_[byte] = id_of(name);
   }
+  read_merges(merges);
+  if (!options_.ignore_merges) return;
+  pieces_.reserve(ids.size());
+  for (const auto& [name, id] : ids) {
+    if (usable[id]) pieces_.emplace(options_.characters ? std::string(name) : decode_byte_level(name), id);
+  }
+}
 
+int32_t BpeMerger::id_of(std::string_view name) const {
+  const auto found = names_->find(name);
+  return found == names_->end() || !usable_[found->second] ? -1 : found->second;
+}
+
+void BpeMerger::read_merges(std::span<const std::string> merges) {
   rules_.resize(std::bit_ceil(std::max<size_t>(merges.size() * 2, 16)), {kNoPair, kNoRank, -1});
   mask_ = rules_.size() - 1;
   std::string joined;
@@ -92,12 +107,6 @@ BpeMerger::BpeMerger(const std::unordered_map<std::string_view, int32_t>& ids, c
     joined.assign(left).append(right);
     insert({pair_key(need(left), need(right)), static_cast<int32_t>(rank), need(joined)});
   }
-
-  if (!options_.ignore_merges) return;
-  pieces_.reserve(ids.size());
-  for (const auto& [name, id] : ids) {
-    if (usable[id]) pieces_.emplace(decode_byte_level(name), id);
-  }
 }
 
 // A pair listed twice keeps its first, better rank.
@@ -115,6 +124,34 @@ const BpeMerger::Rule& BpeMerger::find(int32_t left, int32_t right) const {
   return rules_[slot];
 }
 
+void BpeMerger::split_bytes(std::string_view piece, std::vector<int32_t>& ids) const {
+  for (const char byte : piece) {
+    const int32_t id = byte_ids_[static_cast<unsigned char>(byte)];
+    if (id >= 0) ids.push_back(id);
+  }
+}
+
+void BpeMerger::split_characters(std::string_view piece, std::vector<int32_t>& ids) const {
+  bool after_unknown = false;
+  for (size_t pos = 0; pos < piece.size();) {
+    const size_t begin = pos;
+    next_code_point(piece, pos);
+    const std::string_view character = piece.substr(begin, pos - begin);
+    const int32_t id = id_of(character);
+    const bool has_bytes =
+        std::ranges::all_of(character, [&](char c) { return byte_ids_[static_cast<unsigned char>(c)] >= 0; });
+    const bool unknown = id < 0 && !has_bytes;
+    if (id >= 0) {
+      ids.push_back(id);
+    } else if (has_bytes) {
+      split_bytes(character, ids);
+    } else if (options_.unknown_id >= 0 && !(after_unknown && options_.fuse_unknown)) {
+      ids.push_back(options_.unknown_id);
+    }
+    after_unknown = unknown;
+  }
+}
+
 void BpeMerger::encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>& out) const {
   if (options_.ignore_merges) {
     const auto found = pieces_.find(piece);
@@ -125,9 +162,10 @@ void BpeMerger::encode(std::string_view piece, Scratch& scratch, std::vector<int
   }
   std::vector<int32_t>& ids = scratch.ids;
   ids.clear();
-  for (const char byte : piece) {
-    const int32_t id = byte_ids_[static_cast<unsigned char>(byte)];
-    if (id >= 0) ids.push_back(id);
+  if (options_.characters) {
+    split_characters(piece, ids);
+  } else {
+    split_bytes(piece, ids);
   }
   if (ids.size() > kShortPiece) {
     merge_long(ids, scratch);

@@ -25,11 +25,17 @@ class BpeMerger {
  public:
   struct Options {
     bool ignore_merges = false;  // a piece that is itself a token becomes that token
+    // Symbols are characters and not bytes (SentencePiece's vocabularies as tokenizer.json has them). A character
+    // without a token becomes its "<0xHH>" tokens, or, where a byte has none, the unknown token (-1: nothing).
+    bool characters = false;
+    int32_t unknown_id = -1;
+    bool fuse_unknown = true;  // a run of unknown characters is one token
   };
   struct Scratch;
 
-  // ids: the vocabulary as in the file, GPT-2's byte alphabet. usable[id]: whether merges and pieces may give id (false
-  // for control and user-defined tokens). merges: "left right" by rank.
+  // ids: the vocabulary as in the file, GPT-2's byte alphabet, or text where symbols are characters; it must then
+  // outlive this. usable[id]: whether merges and pieces may give id (false for control and user-defined tokens).
+  // merges: "left right" by rank.
   // Throws kBadFile for a merge that is not two names, or whose left, right or result is not in the vocabulary.
   BpeMerger(const std::unordered_map<std::string_view, int32_t>& ids, const std::vector<bool>& usable,
             std::span<const std::string> merges, Options options);
@@ -51,10 +57,16 @@ class BpeMerger {
 
   const Rule& find(int32_t left, int32_t right) const;
   void insert(const Rule& rule);
+  void read_merges(std::span<const std::string> merges);
+  void split_bytes(std::string_view piece, std::vector<int32_t>& ids) const;
+  void split_characters(std::string_view piece, std::vector<int32_t>& ids) const;
+  int32_t id_of(std::string_view name) const;
   void merge_short(std::vector<int32_t>& ids, Scratch& scratch) const;
   void merge_long(std::vector<int32_t>& ids, Scratch& scratch) const;
 
   Options options_;
+  const std::unordered_map<std::string_view, int32_t>* names_;
+  std::vector<bool> usable_;
   int32_t byte_ids_[256];
   std::vector<Rule> rules_;  // open addressing, a power of two, at most half full
   uint64_t mask_ = 0;

@@ -95,6 +95,12 @@ ChatTemplate ChatTemplate::chatml() {
       "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}");
 }
 
+ChatTemplate ChatTemplate::plain() {
+  return ChatTemplate(
+      "{{ bos_token }}{% for message in messages %}{{ message['content'] }}"
+      "{% if not loop.last %}{{ '\\n\\n' }}{% endif %}{% endfor %}");
+}
+
 std::string ChatTemplate::render(std::span<const Message> messages, const ChatContext& context) const {
   Json json = Json::object();
   json["messages"] = Json::array();

@@ -43,6 +43,8 @@ class ChatTemplate {
 
   // ChatML, for a model file that brings no template.
   static ChatTemplate chatml();
+  // BOS and the messages' text, for models that know no turns.
+  static ChatTemplate plain();
 
   // Throws TemplateError; kRaised carries the message of the template's raise_exception. A JSON text that does not
   // parse is an Error(kInvalidArgument).

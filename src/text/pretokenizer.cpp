@@ -32,6 +32,11 @@ constexpr std::string_view kQwen2 =
     R"((?i:'(?:[stmd]|re|ve|ll))|[^\r\n\p{L}\p{N}]?[\p{L}]++|[\p{N}]| ?[^\s\p{L}\p{N}]++[\r\n]*+|)"
     R"([\s]*[\r\n]++|[\s]+(?![^\s])|[\s])";
 
+constexpr std::string_view kLlama3Published =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kQwen2Published =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
 // Letters and numbers added in Unicode 15 to 16: HF's tokenizers (0.23) know them, Debian 12's PCRE2 (Unicode 14) does
 // not, and a text must not change its tokens with the machine's PCRE2.
 constexpr std::string_view kNewLetters =
@@ -66,9 +71,9 @@ const std::array<PreTokenizerFamily, 5>& families() {
   static const std::array<PreTokenizerFamily, 5> kFamilies = {{
       {{"gpt-2", "gpt2", "phi-2", "olmo", "exaone4"}, kGpt2, false, false, false},
       {{"smollm", "starcoder", "refact", "codeshell"}, kSmollm, false, false, false},
-      {{"llama-bpe", "llama3", "llama-v3"}, kLlama3, true, false, true},
+      {{"llama-bpe", "llama3", "llama-v3"}, kLlama3, true, false, true, kLlama3Published},
       {{"smaug-bpe", "dbrx"}, kLlama3, false, false, false},
-      {{"qwen2", "deepseek-r1-qwen", "megrez"}, kQwen2, false, true, false},
+      {{"qwen2", "deepseek-r1-qwen", "megrez"}, kQwen2, false, true, false, kQwen2Published},
   }};
   return kFamilies;
 }
@@ -95,6 +100,13 @@ const PreTokenizerFamily& find_pretokenizer(std::string_view name) {
     }
   }
   throw fail(ErrorCode::kUnsupported, "tokenizer.ggml.pre: unknown pre-tokenizer '{}'; supported are {}", name, known);
+}
+
+const PreTokenizerFamily* find_pretokenizer_by_pattern(std::string_view published) {
+  for (const PreTokenizerFamily& family : families()) {
+    if (!family.published.empty() && family.published == published) return &family;
+  }
+  return nullptr;
 }
 
 struct PreTokenizer::Code {

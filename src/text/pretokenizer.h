@@ -15,10 +15,14 @@ struct PreTokenizerFamily {
   bool ignore_merges = false;  // a piece that is a token is that token, whatever its merges give
   bool normalize_nfc = false;  // the model's tokenizer.json normalizes to NFC first
   bool add_bos = false;        // when the file does not say
+  std::string_view published;  // the pattern as tokenizer.json files have it; "": they spell it otherwise
 };
 
 // kUnsupported, with the list of supported names, for a name not known.
 const PreTokenizerFamily& find_pretokenizer(std::string_view name);
+
+// The family whose published pattern this is, or null.
+const PreTokenizerFamily* find_pretokenizer_by_pattern(std::string_view published);
 
 // A compiled pattern. Const and safe to share between threads.
 class PreTokenizer {

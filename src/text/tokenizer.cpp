@@ -72,7 +72,7 @@ void Tokenizer::check_spec() const {
     throw fail(ErrorCode::kBadFile, "tokenizer.ggml.tokens has {} entries; the limit is {}", vocab, INT32_MAX);
   }
   check_length("token_type", spec_.types, vocab);
-  if (spec_.kind == TokenizerKind::kSpm) check_length("scores", spec_.scores, vocab);
+  if (spec_.kind == TokenizerKind::kSpm && spec_.merges.empty()) check_length("scores", spec_.scores, vocab);
   for (size_t id = 0; id < vocab; id++) {
     const auto type = static_cast<int32_t>(spec_.types[id]);
     if (type >= 0 && type <= static_cast<int32_t>(TokenType::kByte)) continue;
@@ -103,6 +103,10 @@ void Tokenizer::resolve_types() {
   eog_.assign(spec_.tokens.size(), false);
   for (const auto& id : {spec_.eos_id, spec_.eot_id, spec_.eom_id}) {
     if (id) eog_[*id] = true;
+  }
+  for (const int32_t id : spec_.end_ids) {
+    check_special("eos_token_id", id, spec_.tokens.size());
+    eog_[id] = true;
   }
   for (const std::string_view name : kEndNames) {
     const auto id = find(name);
@@ -141,7 +145,8 @@ void Tokenizer::build_bytes() {
   std::vector<std::pair<std::string, int32_t>> user, special;
   for (int32_t id = 0; id < vocab_size(); id++) {
     const TokenType type = spec_.types[id];
-    const bool user_defined = type == TokenType::kUserDefined && spec_.kind == TokenizerKind::kBpe;
+    const bool user_defined =
+        type == TokenType::kUserDefined && (spec_.kind == TokenizerKind::kBpe || !spec_.merges.empty());
     if (user_defined) user.emplace_back(spec_.tokens[id], id);
     if (user_defined || is_control(id)) special.emplace_back(spec_.tokens[id], id);
   }
@@ -151,20 +156,31 @@ void Tokenizer::build_bytes() {
 
 void Tokenizer::build_bpe() {
   const PreTokenizerFamily& family = find_pretokenizer(spec_.pre);
-  normalize_nfc_ = family.normalize_nfc;
+  normalize_nfc_ = spec_.normalize_nfc.value_or(family.normalize_nfc);
   add_bos_ = spec_.add_bos.value_or(family.add_bos);
   pretokenizer_ = std::make_unique<PreTokenizer>(family);
-  std::vector<bool> usable(spec_.tokens.size());
-  for (size_t id = 0; id < usable.size(); id++) {
-    usable[id] = spec_.types[id] != TokenType::kControl && spec_.types[id] != TokenType::kUserDefined;
+  std::vector<bool> usable = spec_.mergeable;
+  if (usable.empty()) {
+    for (const TokenType type : spec_.types) {
+      usable.push_back(type != TokenType::kControl && type != TokenType::kUserDefined);
+    }
   }
-  bpe_ = std::make_unique<BpeMerger>(ids_, usable, spec_.merges,
-                                     BpeMerger::Options{.ignore_merges = family.ignore_merges});
+  bpe_ = std::make_unique<BpeMerger>(
+      ids_, usable, spec_.merges,
+      BpeMerger::Options{.ignore_merges = spec_.ignore_merges.value_or(family.ignore_merges)});
 }
 
 void Tokenizer::build_spm() {
   add_bos_ = spec_.add_bos.value_or(true);
-  space_prefix_ = spec_.add_space_prefix.value_or(true);
+  const bool prefixed = spec_.add_space_prefix.value_or(true);
+  space_prefix_ = spec_.space_prefix.value_or(prefixed ? SpacePrefix::kEachPart : SpacePrefix::kNone);
+  if (!spec_.merges.empty()) {
+    bpe_ = std::make_unique<BpeMerger>(
+        ids_, spec_.mergeable, spec_.merges,
+        BpeMerger::Options{
+            .characters = true, .unknown_id = spec_.unknown_id.value_or(-1), .fuse_unknown = spec_.fuse_unknown});
+    return;
+  }
   spm_ = std::make_unique<SpmMerger>(spec_.tokens, spec_.types, spec_.scores, spec_.unknown_id.value_or(-1));
 }
 
@@ -208,16 +224,25 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, const EncodeOption
   std::vector<int32_t> out;
   if (options.add_special && add_bos_) out.push_back(*spec_.bos_id);
   const TokenMatcher& matcher = options.parse_special ? in_special_text_ : in_user_text_;
+  int32_t before = -1;
   for (size_t pos = 0; pos < text.size();) {
     const auto token = matcher.find(text, pos);
-    const std::string_view between = text.substr(pos, token.begin - pos);
-    if (!between.empty() && bpe_ != nullptr) encode_bpe(between, out);
-    if (!between.empty() && spm_ != nullptr) encode_spm(between, out);
+    const std::string_view between = stripped(text.substr(pos, token.begin - pos), before, token.id);
+    if (!between.empty() && spec_.kind == TokenizerKind::kBpe) encode_bpe(between, out);
+    if (!between.empty() && spec_.kind == TokenizerKind::kSpm) encode_spm(between, between.data() == text.data(), out);
     if (token.end > token.begin) out.push_back(token.id);
     pos = token.end;
+    before = token.id;
   }
   if (options.add_special && add_eos_) out.push_back(*spec_.eos_id);
   return out;
+}
+
+// What lies between two tokens (-1: an end of the text), without the white space that they swallow.
+std::string_view Tokenizer::stripped(std::string_view between, int32_t before, int32_t after) const {
+  if (before >= 0 && !spec_.strips_right.empty() && spec_.strips_right[before]) between = trim_left(between);
+  if (after >= 0 && !spec_.strips_left.empty() && spec_.strips_left[after]) between = trim_right(between);
+  return between;
 }
 
 void Tokenizer::encode_bpe(std::string_view text, std::vector<int32_t>& out) const {
@@ -236,16 +261,34 @@ void Tokenizer::encode_bpe(std::string_view text, std::vector<int32_t>& out) con
   }
 }
 
-void Tokenizer::encode_spm(std::string_view text, std::vector<int32_t>& out) const {
+void Tokenizer::encode_spm(std::string_view text, bool first, std::vector<int32_t>& out) const {
   std::string collapsed;
   if (spec_.remove_extra_whitespaces) {
     collapsed = collapse_spaces(text);
     text = collapsed;
     if (text.empty()) return;
   }
-  std::string escaped = space_prefix_ ? std::string(kSpmSpace) : std::string();
-  escaped += escape_spaces(text);
-  spm_->encode(escaped, out);
+  std::string escaped = escape_spaces(text);
+  const bool has_one = escaped.starts_with(kSpmSpace);
+  const bool wanted = space_prefix_ == SpacePrefix::kEachPart ||
+                      (space_prefix_ == SpacePrefix::kEachPartWithout && !has_one) ||
+                      (space_prefix_ == SpacePrefix::kFirstPartWithout && !has_one && first);
+  if (wanted) escaped.insert(0, kSpmSpace);
+  if (spm_ != nullptr) {
+    spm_->encode(escaped, out);
+  } else {
+    merge_spm(escaped, out);
+  }
+}
+
+void Tokenizer::merge_spm(std::string_view escaped, std::vector<int32_t>& out) const {
+  BpeMerger::Scratch scratch;
+  while (!escaped.empty()) {
+    const size_t next = spec_.split_before_spaces ? escaped.find(kSpmSpace, 1) : std::string_view::npos;
+    const std::string_view piece = escaped.substr(0, next);
+    bpe_->encode(piece, scratch, out);
+    escaped.remove_prefix(piece.size());
+  }
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids) const {

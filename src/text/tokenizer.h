@@ -40,6 +40,14 @@ enum class TokenType : int32_t {  // tokenizer.ggml.token_type
   kByte = 6,
 };
 
+// Where an SPM text gets a U+2581 put before it, as its file or tokenizer.json wants it.
+enum class SpacePrefix {
+  kNone,
+  kEachPart,          // of the parts between special tokens
+  kEachPartWithout,   // where it does not begin with one (Metaspace, "always")
+  kFirstPartWithout,  // the same at the text's start alone (Metaspace, "first")
+};
+
 // Plain data, filled from a model file. What is absent there stays empty and takes the kind's default.
 struct TokenizerSpec {
   TokenizerKind kind = TokenizerKind::kBpe;
@@ -47,12 +55,20 @@ struct TokenizerSpec {
   std::vector<std::string> tokens;  // bytes as in the file: BPE in GPT-2's byte alphabet, SPM with U+2581 for a space
   std::vector<TokenType> types;     // as many as tokens, or empty: all normal
   std::vector<float> scores;        // SPM: as many as tokens
-  std::vector<std::string> merges;  // BPE: "left right", best first
+  std::vector<std::string> merges;  // BPE, and SPM as tokenizer.json has it: "left right", best first
+  // tokenizer.json: which tokens its model knows and merges may give; empty: the normal ones.
+  std::vector<bool> mergeable;
+  std::vector<bool> strips_left, strips_right;  // special tokens that swallow the white space beside them; or empty
+  std::vector<int32_t> end_ids;                 // end a generation, besides eos, eot and eom
   std::optional<int32_t> bos_id, eos_id, unknown_id, padding_id, eot_id, eom_id;
-  std::optional<bool> add_bos;            // default: SPM and Llama-3 true, else false
-  std::optional<bool> add_eos;            // default: false
-  std::optional<bool> add_space_prefix;   // SPM; default: true
-  bool remove_extra_whitespaces = false;  // SPM: strip, and make runs of spaces one
+  std::optional<bool> add_bos;                       // default: SPM and Llama-3 true, else false
+  std::optional<bool> add_eos;                       // default: false
+  std::optional<bool> add_space_prefix;              // SPM; default: true
+  std::optional<SpacePrefix> space_prefix;           // SPM: instead of that
+  std::optional<bool> ignore_merges, normalize_nfc;  // BPE; default: as `pre` has it
+  bool fuse_unknown = true;                          // SPM: a run of unknown characters is one unknown token
+  bool split_before_spaces = false;                  // SPM: no merge crosses the start of a word (Metaspace, "split")
+  bool remove_extra_whitespaces = false;             // SPM: strip, and make runs of spaces one
 };
 
 struct EncodeOptions {
@@ -90,7 +106,7 @@ class Tokenizer {
   bool add_bos() const { return add_bos_; }
   bool add_eos() const { return add_eos_; }
   // A text's first space is an artefact of encoding: a Detokenizer at a text's start leaves it out.
-  bool has_space_prefix() const { return space_prefix_; }
+  bool has_space_prefix() const { return space_prefix_ != SpacePrefix::kNone; }
 
  private:
   explicit Tokenizer(TokenizerSpec spec);
@@ -104,12 +120,14 @@ class Tokenizer {
   void check_id(int32_t id) const;
   std::string bytes_of(int32_t id) const;
   void encode_bpe(std::string_view text, std::vector<int32_t>& out) const;
-  void encode_spm(std::string_view text, std::vector<int32_t>& out) const;
+  void encode_spm(std::string_view text, bool first, std::vector<int32_t>& out) const;
+  void merge_spm(std::string_view escaped, std::vector<int32_t>& out) const;
+  std::string_view stripped(std::string_view between, int32_t before, int32_t after) const;
 
   TokenizerSpec spec_;
   bool add_bos_ = false;
   bool add_eos_ = false;
-  bool space_prefix_ = false;
+  SpacePrefix space_prefix_ = SpacePrefix::kNone;
   bool normalize_nfc_ = false;
   std::unordered_map<std::string_view, int32_t> ids_;  // views into spec_.tokens
   std::vector<bool> eog_;

@@ -130,6 +130,34 @@ char32_t next_code_point(std::string_view text, size_t& pos) {
   return (lead & 0x07) << 18 | (byte(pos - 3) & 0x3F) << 12 | (byte(pos - 2) & 0x3F) << 6 | (byte(pos - 1) & 0x3F);
 }
 
+namespace {
+
+bool is_white_space(char32_t c) {
+  return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+}  // namespace
+
+std::string_view trim_left(std::string_view text) {
+  for (size_t pos = 0; !text.empty(); pos = 0) {
+    if (!is_white_space(next_code_point(text, pos))) break;
+    text.remove_prefix(pos);
+  }
+  return text;
+}
+
+std::string_view trim_right(std::string_view text) {
+  while (!text.empty()) {
+    size_t begin = text.size() - 1;
+    while (begin > 0 && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) begin--;
+    size_t pos = begin;
+    if (!is_white_space(next_code_point(text, pos))) break;
+    text.remove_suffix(text.size() - begin);
+  }
+  return text;
+}
+
 void append_utf8(char32_t code_point, std::string& out) {
   const auto put = [&](char32_t byte) { out += static_cast<char>(static_cast<unsigned char>(byte)); };
   const auto put_continuation = [&](int shift) { put(0x80 | ((code_point >> shift) & 0x3F)); };

@@ -35,6 +35,9 @@ class Utf8Sanitizer {
 
 // The code point at text[pos], pos moved past it. text must be well-formed UTF-8 and pos < text.size().
 char32_t next_code_point(std::string_view text, size_t& pos);
+// Without leading, or trailing, characters of Unicode's White_Space. text must be well-formed UTF-8.
+std::string_view trim_left(std::string_view text);
+std::string_view trim_right(std::string_view text);
 void append_utf8(char32_t code_point, std::string& out);
 
 // True when text (well-formed UTF-8) surely is in normalization form C; false means "perhaps not".

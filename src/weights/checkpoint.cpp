@@ -1,6 +1,7 @@
 #include "weights/checkpoint.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <utility>
 
@@ -20,6 +21,12 @@ void add_samples(Digest& digest, std::span<const std::byte> data) {
   const size_t step = (data.size() - kSampleBytes) / (kSamples - 1);
   for (size_t i = 0; i + 1 < kSamples; ++i) digest.add(data.data() + i * step, kSampleBytes);
   digest.add(data.data() + data.size() - kSampleBytes, kSampleBytes);
+}
+
+void release(const Checkpoint::File& file, std::span<const std::byte> piece) {
+  if (file.mapping == nullptr || piece.empty()) return;
+  file.mapping->advise(static_cast<size_t>(piece.data() - file.bytes.data()), piece.size(),
+                       MappedFile::Advice::kDontNeed);
 }
 
 }  // namespace
@@ -47,6 +54,23 @@ Checkpoint::Checkpoint(Parts parts)
   if (twice != by_name_.end()) {
     throw fail(ErrorCode::kBadFile, "{}: tensor name {} comes twice; the limit is once. The file is damaged", path(),
                in_quotes(name(*twice)));
+  }
+  find_scales();
+}
+
+// Matrices whose scales are not as they should be cannot be run, but can be listed.
+void Checkpoint::find_scales() {
+  constexpr int64_t kBlock = 128;
+  const auto blocks = [](int64_t n) { return (n + kBlock - 1) / kBlock; };
+  for (Tensor& t : parts_.tensors) {
+    if (!t.supported() || t.dtype != DType::kF8E4M3) continue;
+    const Tensor* s = lookup(t.name + std::string(kScaleSuffix));
+    if (s != nullptr && s->dtype == DType::kF32 && s->rows() == blocks(t.rows()) && s->columns() == blocks(t.columns())) {
+      t.scale = s->data;
+    } else {
+      t.unsupported_type = fmt::format("F8_E4M3 without {} × {} scales in F32 ({}{})", blocks(t.rows()),
+                                       blocks(t.columns()), t.name, kScaleSuffix);
+    }
   }
 }
 
@@ -81,26 +105,43 @@ const Tensor& Checkpoint::tensor(std::string_view name) const {
              path(), in_quotes(name), parts_.tensors.size());
 }
 
+size_t Checkpoint::file_bytes() const {
+  size_t bytes = 0;
+  for (const File& f : parts_.files) bytes += f.bytes.size();
+  return bytes;
+}
+
+std::optional<std::string_view> Checkpoint::document(std::string_view name) const {
+  const auto found = std::ranges::find(parts_.files, name, &File::name);
+  if (name.empty() || found == parts_.files.end()) return std::nullopt;
+  return std::string_view(reinterpret_cast<const char*>(found->bytes.data()), found->bytes.size());
+}
+
 void Checkpoint::release_pages(const Tensor& tensor) const {
-  if (parts_.mapping == nullptr || tensor.bytes == 0) return;
-  const auto offset = static_cast<size_t>(tensor.data - parts_.file.data());
-  parts_.mapping->advise(offset, tensor.bytes, MappedFile::Advice::kDontNeed);
+  if (tensor.bytes == 0) return;
+  for (const File& f : parts_.files) {
+    if (std::less<>()(tensor.data, f.bytes.data()) || !std::less<>()(tensor.data, f.bytes.data() + f.bytes.size())) {
+      continue;
+    }
+    release(f, {tensor.data, tensor.bytes});
+    return;
+  }
 }
 
 void Checkpoint::release_header_pages() const {
-  if (parts_.mapping == nullptr || parts_.header.empty()) return;
-  const auto offset = static_cast<size_t>(parts_.header.data() - parts_.file.data());
-  parts_.mapping->advise(offset, parts_.header.size(), MappedFile::Advice::kDontNeed);
+  for (const File& f : parts_.files) release(f, f.header);
 }
 
 void Checkpoint::prefetch() const {
-  if (parts_.mapping != nullptr) parts_.mapping->advise(0, file_bytes(), MappedFile::Advice::kWillNeed);
+  for (const File& f : parts_.files) {
+    if (f.mapping != nullptr) f.mapping->advise(0, f.bytes.size(), MappedFile::Advice::kWillNeed);
+  }
 }
 
 const std::string& Checkpoint::digest() const {
   std::call_once(digest_->once, [this] {
     Digest digest;
-    digest.add(parts_.header.data(), parts_.header.size());
+    for (const File& f : parts_.files) digest.add(f.header.data(), f.header.size());
     for (const Tensor& t : parts_.tensors) {
       add_samples(digest, {t.data, t.bytes});
       release_pages(t);  // the kernel maps pages around each sample: without this the whole file would become resident
@@ -113,10 +154,12 @@ const std::string& Checkpoint::digest() const {
 std::string Checkpoint::full_digest() const {
   constexpr size_t kStep = size_t{8} << 20;
   Digest digest;
-  for (size_t begin = 0; begin < parts_.file.size(); begin += kStep) {
-    const auto piece = parts_.file.subspan(begin, std::min(kStep, parts_.file.size() - begin));
-    digest.add(piece.data(), piece.size());
-    if (parts_.mapping != nullptr) parts_.mapping->advise(begin, piece.size(), MappedFile::Advice::kDontNeed);
+  for (const File& f : parts_.files) {
+    for (size_t begin = 0; begin < f.bytes.size(); begin += kStep) {
+      const auto piece = f.bytes.subspan(begin, std::min(kStep, f.bytes.size() - begin));
+      digest.add(piece.data(), piece.size());
+      release(f, piece);
+    }
   }
   return digest.hex();
 }

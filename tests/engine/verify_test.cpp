@@ -32,6 +32,7 @@ class Relay : public Backend {
   void gemm(const GemmArgs& a) override { inner_->gemm(a); }
   void rope_cache(const RopeCacheArgs& a) override { inner_->rope_cache(a); }
   void attention(const AttentionArgs& a) override { inner_->attention(a); }
+  void soft_cap(const SoftCapArgs& a) override { inner_->soft_cap(a); }
   std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) override {
     return inner_->make_sampler(slots, vocab);
   }

@@ -27,18 +27,17 @@ TEST(ModelConfig, ReadsWhatTheFileSays) {
   const ModelConfig c = config_of({});
   EXPECT_EQ(c.architecture, "llama");
   EXPECT_EQ(c.name, "tiny");
-  EXPECT_EQ(c.layers, 2);
+  ASSERT_EQ(c.layer_count(), 2);
   EXPECT_EQ(c.hidden, 64);
-  EXPECT_EQ(c.ffn, 96);
   EXPECT_EQ(c.vocab, 300);
-  EXPECT_EQ(c.q_heads, 4);
-  EXPECT_EQ(c.kv_heads, 2);
-  EXPECT_EQ(c.head_dim, 16);
-  EXPECT_EQ(c.attention_scale, 0.25f);
-  EXPECT_EQ(c.rope.layout, RopeLayout::kInterleaved);
-  ASSERT_EQ(c.rope.frequencies.size(), 8);
-  EXPECT_EQ(c.rope.frequencies[0], 1.0);
-  EXPECT_NEAR(c.rope.frequencies[4], 0.01, 1e-12);
+  for (const LayerConfig& l : c.layers) {
+    EXPECT_EQ(l, (LayerConfig{.q_heads = 4, .kv_heads = 2, .head_dim = 16, .ffn = 96, .attention_scale = 0.25f}));
+  }
+  ASSERT_EQ(c.ropes.size(), 1);
+  EXPECT_EQ(c.ropes[0].layout, RopeLayout::kInterleaved);
+  ASSERT_EQ(c.ropes[0].frequencies.size(), 8);
+  EXPECT_EQ(c.ropes[0].frequencies[0], 1.0);
+  EXPECT_NEAR(c.ropes[0].frequencies[4], 0.01, 1e-12);
   EXPECT_FALSE(c.tied);
   EXPECT_TRUE(config_of({.tied = true}).tied);
   EXPECT_EQ(c.kv_bytes_per_token(), 2 * 2 * 2 * 16 * 2);
@@ -48,7 +47,7 @@ TEST(ModelConfig, FamiliesDifferByData) {
   const ModelConfig qwen2 = config_of({.architecture = "qwen2"}), qwen3 = config_of({.architecture = "qwen3"});
   EXPECT_TRUE(qwen2.qkv_bias && !qwen2.qk_norm);
   EXPECT_TRUE(qwen3.qk_norm && !qwen3.qkv_bias);
-  EXPECT_EQ(qwen2.rope.layout, RopeLayout::kHalves);
+  EXPECT_EQ(qwen2.ropes[0].layout, RopeLayout::kHalves);
 }
 
 TEST(ModelConfig, LinearRopeScaling) {
@@ -56,7 +55,7 @@ TEST(ModelConfig, LinearRopeScaling) {
   m.extra = [](GgufBuilder& f) {
     f.text("llama.rope.scaling.type", "linear").number("llama.rope.scaling.factor", ValueType::kF32, 4.0f);
   };
-  EXPECT_EQ(config_of(m).rope.frequencies[0], 0.25);
+  EXPECT_EQ(config_of(m).ropes[0].frequencies[0], 0.25);
 }
 
 TEST(ModelConfig, UnknownArchitectureIsNamedWithThoseThatRun) {
@@ -71,9 +70,9 @@ TEST(ModelConfig, ValuesOutOfRangeAreNamed) {
 }
 
 TEST(ModelConfig, WhatIsNotSupportedIsRefusedNotIgnored) {
-  TinyModel yarn;
-  yarn.extra = [](GgufBuilder& f) { f.text("llama.rope.scaling.type", "yarn"); };
-  expect_refused(ErrorCode::kUnsupported, yarn, {"'yarn'", "linear"});
+  TinyModel stretched;
+  stretched.extra = [](GgufBuilder& f) { f.text("llama.rope.scaling.type", "dynamic"); };
+  expect_refused(ErrorCode::kUnsupported, stretched, {"'dynamic'", "linear", "yarn"});
   TinyModel experts;
   experts.extra = [](GgufBuilder& f) { f.u32("llama.expert_count", 8); };
   expect_refused(ErrorCode::kUnsupported, experts, {"expert_count is 8"});

@@ -20,7 +20,17 @@ TEST_F(RegistryTest, EveryModelIsDescribedInFull) {
   for (const KnownModel& m : known_models()) {
     EXPECT_EQ(m.sha256.size(), 64) << m.name;
     EXPECT_GT(m.bytes, 0) << m.name;
-    EXPECT_NE(m.package.find("=="), std::string_view::npos) << m.name;
+    EXPECT_FALSE(m.parts.empty()) << m.name;
+    std::vector<WheelMember> wheels(m.parts.begin(), m.parts.end());
+    if (!m.terms.package.empty()) {
+      wheels.push_back(m.terms);
+      EXPECT_TRUE(m.terms_url.starts_with("https://")) << m.name;
+    }
+    for (const WheelMember& w : wheels) {
+      EXPECT_EQ(w.sha256.size(), 64) << w.package;
+      EXPECT_NE(w.package.find("=="), std::string_view::npos) << m.name;
+      EXPECT_FALSE(w.member.empty()) << w.package;
+    }
     EXPECT_EQ(find_model(m.name), &m);
   }
   EXPECT_EQ(find_model("smollm"), nullptr);

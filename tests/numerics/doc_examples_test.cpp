@@ -19,6 +19,7 @@
 #include "numerics/philox.h"
 #include "numerics/quantize.h"
 #include "numerics/rope.h"
+#include "numerics/rope_scaling.h"
 #include "numerics/sampling.h"
 
 namespace isobit {
@@ -175,6 +176,16 @@ std::map<std::string, Function> functions() {
     const Rotated r = rope_rotate(a.f(0), a.f(1), {a.f(2), a.f(3)});
     return show(r.x0, r.x1);
   };
+  f["rope_linear"] = [](A a) { return show(rope_linear(a.d(0), a.d(1))); };
+  f["rope_long"] = [](A a) { return show(rope_long(a.d(0), a.f(1))); };
+  f["rope_llama3"] = [](A a) { return show(rope_llama3(a.d(0), a.d(1), a.d(2), a.d(3), a.d(4))); };
+  f["yarn_range"] = [](A a) {
+    const YarnRange r = yarn_range(a.d(0), a.d(1), a.n(2), a.d(3), a.d(4), a.n(5) != 0);
+    return show(r.low, r.high);
+  };
+  f["rope_yarn"] = [](A a) { return show(rope_yarn(a.d(0), a.n(1), a.d(2), {a.d(3), a.d(4)})); };
+  f["yarn_magnitude"] = [](A a) { return show(yarn_magnitude(a.d(0), a.d(1))); };
+  f["long_magnitude"] = [](A a) { return show(long_magnitude(a.d(0), a.d(1))); };
   f["attention_grow"] = grow;
   f["attention_p"] = [](A a) { return show(attention_p(a.f(0), a.f(1), a.f(2))); };
   f["attention_add_16"] = add_16;
@@ -182,6 +193,7 @@ std::map<std::string, Function> functions() {
   f["silu"] = [](A a) { return show(silu(a.f(0))); };
   f["tanh"] = [](A a) { return show(numerics::tanh(a.f(0))); };
   f["gelu_tanh"] = [](A a) { return show(gelu_tanh(a.f(0))); };
+  f["soft_capped"] = [](A a) { return show(soft_capped(a.f(0), a.f(1))); };
   f["process_logit"] = [](A a) {
     return show(process_logit(a.f(0), a.f(1), {a.f(2), a.f(3), a.f(4)}, a.n(5) != 0, a.n(6), a.f(7)));
   };

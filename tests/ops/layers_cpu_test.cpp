@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "numerics/activation.h"
 #include "numerics/norm.h"
 #include "numerics/quantize.h"
 #include "numerics/rope.h"
@@ -40,6 +41,62 @@ float narrow_sum(const float* x, int64_t n) {
   float sum = 0.0f;
   for (const float l : lane) sum = fadd(sum, l);
   return sum;
+}
+
+// The norm after a sublayer: added to the residual stream, unrounded.
+TEST(NormCpu, AddsToTheResidual) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  Backends backends;
+  for (int round = 0; round < 60; round++) {
+    const int n = round % 3 == 0 ? pick(random, {32, 640, 1025, 2304}) : log_uniform(random, 1, 5000);
+    const int count = 1 + random.below(5), kind = random.below(5);
+    const std::vector<float> x = floats(random, static_cast<size_t>(count * n), kind);
+    const std::vector<float> weight = floats(random, static_cast<size_t>(n), 0);
+    const std::vector<float> residual = floats(random, x.size(), random.below(5));
+    std::vector<float> want(x.size());
+    for (int i = 0; i < count; i++) {
+      const float scale = rms_scale(sum_of_squares(&x[static_cast<size_t>(i * n)], n), n, 1e-6f);
+      for (int j = 0; j < n; j++) {
+        const auto at = static_cast<size_t>(i * n + j);
+        want[at] = canonical(fadd(residual[at], rms_value(x[at], scale, weight[static_cast<size_t>(j)])));
+      }
+    }
+    for (const std::string& target : backends.targets()) {
+      std::vector<float> got = residual;
+      RmsNormArgs a;
+      a.x = x.data();
+      a.weight = weight.data();
+      a.count = count;
+      a.n = n;
+      a.eps = 1e-6f;
+      a.add_to = got.data();
+      backends.get(target, 2).rms_norm(a);
+      ASSERT_EQ(0, std::memcmp(got.data(), want.data(), want.size() * sizeof(float)))
+          << target << ", " << n << " kind " << kind;
+    }
+  }
+}
+
+TEST(SoftCapCpu, EqualsTheRule) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  Backends backends;
+  for (int round = 0; round < 40; round++) {
+    const std::vector<float> x = floats(random, static_cast<size_t>(log_uniform(random, 1, 20000)), round % 5);
+    const float cap = round % 2 == 0 ? 30.0f : std::ldexp(1.0f + std::fabs(random.normal()), random.below(20) - 5);
+    std::vector<float> want = x;
+    for (float& v : want) v = canonical(soft_capped(v, cap));
+    for (const std::string& target : backends.targets()) {
+      std::vector<float> got = x;
+      SoftCapArgs a;
+      a.x = got.data();
+      a.count = static_cast<int64_t>(got.size());
+      a.cap = cap;
+      backends.get(target, 2).soft_cap(a);
+      ASSERT_EQ(0, std::memcmp(got.data(), want.data(), want.size() * sizeof(float))) << target << ", cap " << cap;
+    }
+  }
 }
 
 TEST(NormCpu, EqualsTheRule) {

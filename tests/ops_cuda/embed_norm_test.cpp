@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 
+#include "numerics/activation.h"
 #include "numerics/norm.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/linear_cuda.h"
@@ -123,6 +124,61 @@ TEST(GpuRmsNorm, EveryWidth) {
   for (const int64_t n : {1, 7, 128, 130, 577, 896, 1023, 1024}) {
     check_norm(2111, n, DType::kBF16, false, true, random);  // many rows take another kernel
     check_norm(1500, n, DType::kF16, true, true, random);
+  }
+}
+
+// The norm after a sublayer, added to the residual stream: both kernels.
+TEST(GpuRmsNorm, AddsToTheResidual) {
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE(seed);
+  std::mt19937_64 random(seed);
+  for (const int64_t n : {1, 7, 32, 577, 640, 1024, 1025, 2304, 5120, 9001}) {
+    for (const int64_t count : {3, 1100}) {
+      if (n > 1024 && count > 3) continue;
+      const auto size = static_cast<size_t>(count * n);
+      const std::vector<float> x = draw(size, true, random), weight = draw(static_cast<size_t>(n), false, random),
+                               residual = draw(size, true, random);
+      const GpuArray<float> gpu_x(x), gpu_weight(weight), out(residual);
+      RmsNormArgs a;
+      a.x = gpu_x.data(), a.weight = gpu_weight.data(), a.count = count, a.n = n, a.eps = 1e-6f, a.add_to = out.data();
+      a.check();
+      launch_rms_norm(a, context());
+      finish();
+      const std::vector<float> got = out.get();
+      int wrong = 0;
+      for (int64_t i = 0; i < count; i++) {
+        const float* in = &x[static_cast<size_t>(i * n)];
+        const float scale = numerics::rms_scale(numerics::sum_of_squares(in, n), n, a.eps);
+        for (int64_t j = 0; j < n; j++) {
+          const float y = numerics::rms_value(in[j], scale, weight[static_cast<size_t>(j)]);
+          const float want = numerics::canonical(numerics::fadd(residual[static_cast<size_t>(i * n + j)], y));
+          wrong += numerics::bits(got[static_cast<size_t>(i * n + j)]) != numerics::bits(want) ? 1 : 0;
+        }
+      }
+      EXPECT_EQ(wrong, 0) << count << " x " << n;
+      EXPECT_TRUE(out.guards_intact());
+    }
+  }
+}
+
+TEST(GpuSoftCap, EqualsTheRule) {
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE(seed);
+  std::mt19937_64 random(seed);
+  for (const size_t count : {1, 255, 257, 32768, 700001}) {
+    std::vector<float> x = draw(count, true, random);
+    const GpuArray<float> values(x);
+    SoftCapArgs a{values.data(), static_cast<int64_t>(count), 30.0f};
+    a.check();
+    launch_soft_cap(a, context());
+    finish();
+    const std::vector<float> got = values.get();
+    int wrong = 0;
+    for (size_t i = 0; i < count; i++) {
+      wrong += numerics::bits(got[i]) != numerics::bits(numerics::canonical(numerics::soft_capped(x[i], 30.0f))) ? 1 : 0;
+    }
+    EXPECT_EQ(wrong, 0) << count;
+    EXPECT_TRUE(values.guards_intact());
   }
 }
 

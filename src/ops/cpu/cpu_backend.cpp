@@ -126,6 +126,7 @@ class CpuBackend final : public Backend {
   }
   void rope_cache(const RopeCacheArgs& a) override { run(a, cpu::rope_cache); }
   void attention(const AttentionArgs& a) override { run(a, cpu::attention); }
+  void soft_cap(const SoftCapArgs& a) override { run(a, cpu::soft_cap); }
   std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) override {
     return cpu::make_sampler(slots, vocab);
   }

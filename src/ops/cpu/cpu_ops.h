@@ -16,6 +16,7 @@ void embed(const Cpu& cpu, const EmbedArgs& a);
 void rms_norm(const Cpu& cpu, const RmsNormArgs& a);
 void rope_cache(const Cpu& cpu, const RopeCacheArgs& a);
 void attention(const Cpu& cpu, const AttentionArgs& a);
+void soft_cap(const Cpu& cpu, const SoftCapArgs& a);
 std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab);
 void sample(const Cpu& cpu, SamplerSlots& slots, const SampleArgs& a);
 void log_probs(const Cpu& cpu, const LogProbArgs& a);

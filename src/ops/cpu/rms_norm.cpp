@@ -49,10 +49,26 @@ float SumOfSquares(const float* x, size_t n) {
   return lane[0];
 }
 
-void NormRow(const RmsNormArgs& a, const float* x, uint16_t* out) {
+void AddRow(const RmsNormArgs& a, const float* x, float scale, float* to) {
+  const F32 d;
+  const auto n = static_cast<size_t>(a.n);
+  size_t j = 0;
+  for (; j + hn::Lanes(d) <= n; j += hn::Lanes(d)) {
+    const auto y = hn::Mul(hn::Mul(hn::LoadU(d, x + j), hn::Set(d, scale)), hn::LoadU(d, a.weight + j));
+    hn::StoreU(Canonical(d, hn::Add(hn::LoadU(d, to + j), y)), d, to + j);
+  }
+  for (; j < n; j++) {
+    to[j] = numerics::canonical(numerics::fadd(to[j], numerics::rms_value(x[j], scale, a.weight[j])));
+  }
+}
+
+// Row i of the output, of x's row at `x`.
+void NormRow(const RmsNormArgs& a, const float* x, int64_t i) {
   const F32 d;
   const auto n = static_cast<size_t>(a.n);
   const float scale = numerics::rms_scale(SumOfSquares(x, n), a.n, a.eps);
+  if (a.add_to != nullptr) return AddRow(a, x, scale, a.add_to + i * a.n);
+  uint16_t* out = a.out + i * a.n;
   size_t j = 0;
   if (a.out_type == DType::kBF16) {
     for (; j + hn::Lanes(d) <= n; j += hn::Lanes(d)) {
@@ -78,11 +94,10 @@ void rms_norm(const Cpu& cpu, const RmsNormArgs& a) {
   const auto norm_row = for_target(HWY_DISPATCH_TABLE(NormRow), cpu.simd);
   cpu.pool.parallel_for(a.count, [&](int, int64_t i) {
     const int64_t row = a.rows != nullptr ? a.rows[i] : i;
-    uint16_t* out = a.out + i * a.n;
-    if (row < 0) {
-      std::fill_n(out, a.n, uint16_t{0});
-    } else {
-      norm_row(a, a.x + row * a.n, out);
+    if (row >= 0) {
+      norm_row(a, a.x + row * a.n, i);
+    } else if (a.add_to == nullptr) {
+      std::fill_n(a.out + i * a.n, a.n, uint16_t{0});
     }
   });
 }

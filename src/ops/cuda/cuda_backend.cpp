@@ -211,6 +211,11 @@ class CudaBackend final : public Backend {
     use_device();
     launch_attention(a, context_);
   }
+  void soft_cap(const SoftCapArgs& a) override {
+    a.check();
+    use_device();
+    launch_soft_cap(a, context_);
+  }
   void norm_gemm(const RmsNormArgs& n, const GemmArgs& g) override {
     n.check();
     g.check();

@@ -12,6 +12,7 @@
 #include "ops/norm.h"
 #include "ops/rope.h"
 #include "ops/sampling.h"
+#include "ops/soft_cap.h"
 #include "ops/topk.h"
 
 namespace isobit::cuda {
@@ -36,6 +37,7 @@ void launch_embed(const EmbedArgs& args, const KernelContext& context);         
 void launch_rms_norm(const RmsNormArgs& args, const KernelContext& context);                    // rms_norm.cu
 void launch_rope_cache(const RopeCacheArgs& args, const KernelContext& context);                // rope_cache.cu
 void launch_attention(const AttentionArgs& args, const KernelContext& context);                 // attention.cu
+void launch_soft_cap(const SoftCapArgs& args, const KernelContext& context);                    // soft_cap.cu
 void launch_topk_per_row(const TopkPerRowArgs& args, const KernelContext& context);             // topk_per_row.cu
 void launch_sample(SamplerSlots& slots, const SampleArgs& args, const KernelContext& context);  // sampling.cu
 void launch_log_probs(const LogProbArgs& args, const KernelContext& context);                   // sampling.cu

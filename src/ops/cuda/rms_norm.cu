@@ -27,6 +27,7 @@ struct RmsNormParams {
   float eps;
   bool half;
   uint16_t* out;
+  float* add_to;
 };
 
 __device__ float4 load(const float* p, int64_t i, int64_t n, bool aligned) {
@@ -35,11 +36,27 @@ __device__ float4 load(const float* p, int64_t i, int64_t n, bool aligned) {
                      i + 3 < n ? p[i + 3] : 0.0f);
 }
 
-__device__ void store(const RmsNormParams& p, uint16_t* out, int64_t i, float4 x, float4 w, float scale, bool aligned) {
+__device__ void add(float* to, int64_t i, int64_t n, float4 y, bool aligned) {
+  const float4 x = load(to, i, n, aligned);
+  const float4 sum = make_float4(fadd(x.x, y.x), fadd(x.y, y.y), fadd(x.z, y.z), fadd(x.w, y.w));
+  if (aligned) {
+    *reinterpret_cast<float4*>(to + i) = sum;
+    return;
+  }
+  to[i] = sum.x;
+  if (i + 1 < n) to[i + 1] = sum.y;
+  if (i + 2 < n) to[i + 2] = sum.z;
+  if (i + 3 < n) to[i + 3] = sum.w;
+}
+
+// Four values of output row `row`.
+__device__ void store(const RmsNormParams& p, int64_t row, int64_t i, float4 x, float4 w, float scale, bool aligned) {
   if (i >= p.n) return;
   using numerics::rms_value;
   const float v0 = rms_value(x.x, scale, w.x), v1 = rms_value(x.y, scale, w.y);
   const float v2 = rms_value(x.z, scale, w.z), v3 = rms_value(x.w, scale, w.w);
+  if (p.add_to != nullptr) return add(p.add_to + row * p.n, i, p.n, make_float4(v0, v1, v2, v3), aligned);
+  uint16_t* out = p.out + row * p.n;
   const uint2 packed =
       p.half ? make_uint2(pack_f16(v0, v1), pack_f16(v2, v3)) : make_uint2(pack_bf16(v0, v1), pack_bf16(v2, v3));
   if (aligned) {
@@ -81,9 +98,8 @@ __global__ __launch_bounds__(kThreads) void rms_norm_kernel(RmsNormParams p) {
   for (int v = 0; v < kKept; v++) w[v] = load(p.weight, first + v * numerics::kSumLanes, p.n, aligned);
   hopper::wait_for_predecessors();
   const int64_t i = blockIdx.x, row = p.rows != nullptr ? p.rows[i] : i;
-  uint16_t* out = p.out + i * p.n;
   if (row < 0) {
-    for (int64_t j = threadIdx.x; j < p.n; j += kThreads) out[j] = 0;
+    for (int64_t j = threadIdx.x; j < p.n && p.add_to == nullptr; j += kThreads) p.out[i * p.n + j] = 0;
     return;
   }
   const float* in = p.x + row * p.n;
@@ -96,9 +112,9 @@ __global__ __launch_bounds__(kThreads) void rms_norm_kernel(RmsNormParams p) {
   for (int64_t j = rest; j < p.n; j += numerics::kSumLanes) accumulate(lanes, load(in, j, p.n, aligned));
   const float scale = numerics::rms_scale(tree(lanes), p.n, p.eps);
 #pragma unroll
-  for (int v = 0; v < kKept; v++) store(p, out, first + v * numerics::kSumLanes, x[v], w[v], scale, aligned);
+  for (int v = 0; v < kKept; v++) store(p, i, first + v * numerics::kSumLanes, x[v], w[v], scale, aligned);
   for (int64_t j = rest; j < p.n; j += numerics::kSumLanes) {
-    store(p, out, j, load(in, j, p.n, aligned), load(p.weight, j, p.n, aligned), scale, aligned);
+    store(p, i, j, load(in, j, p.n, aligned), load(p.weight, j, p.n, aligned), scale, aligned);
   }
 }
 
@@ -114,9 +130,8 @@ __global__ __launch_bounds__(kRowWarps * 32) void rms_norm_short_kernel(RmsNormP
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / 32;
   if (i >= count) return;
   const int64_t row = p.rows != nullptr ? p.rows[i] : i;
-  uint16_t* out = p.out + i * p.n;
   if (row < 0) {
-    for (int64_t j = lane; j < p.n; j += 32) out[j] = 0;
+    for (int64_t j = lane; j < p.n && p.add_to == nullptr; j += 32) p.out[i * p.n + j] = 0;
     return;
   }
   const bool aligned = p.n % 4 == 0;
@@ -143,7 +158,7 @@ __global__ __launch_bounds__(kRowWarps * 32) void rms_norm_short_kernel(RmsNormP
 #pragma unroll
   for (int c = 0; c < kChunks; c++) {
     const int j = c * 128 + lane * 4;
-    store(p, out, j, x[c], load(p.weight, j, p.n, aligned), scale, aligned);
+    store(p, i, j, x[c], load(p.weight, j, p.n, aligned), scale, aligned);
   }
 }
 
@@ -156,7 +171,8 @@ bool many_short_rows(const RmsNormArgs& args, int sm_count) {
 
 void launch_rms_norm(const RmsNormArgs& args, const KernelContext& context) {
   if (args.count == 0) return;
-  const RmsNormParams p{args.x, args.rows, args.weight, args.n, args.eps, args.out_type == DType::kF16, args.out};
+  const RmsNormParams p{args.x,   args.rows,  args.weight, args.n, args.eps, args.out_type == DType::kF16,
+                        args.out, args.add_to};
   LaunchShape shape;
   if (many_short_rows(args, context.sm_count)) {
     shape.grid = dim3(static_cast<unsigned>((args.count + kRowWarps - 1) / kRowWarps));
