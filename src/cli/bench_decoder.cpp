@@ -10,6 +10,7 @@
 #include "models/decoder.h"
 #include "models/synthetic.h"
 #include "numerics/philox.h"
+#include "ops/linear_fp8.h"
 
 namespace isobit::cli {
 namespace {
@@ -18,10 +19,10 @@ struct DecoderFlags {
   std::string shape = "llama-1b", device = "auto";
   int threads = 0;
   int32_t batch = 1, context = 1024, prefill = 0, repetitions = 20, steps = 20, page_size = 64;
-  bool json = false, profile = false;
+  bool fp8 = false, json = false, profile = false;
 };
 
-// Bytes and flops over the rates measured on an H200: 4.3 TB/s, 790 TFLOP/s bf16.
+// Bytes and flops over the rates measured on an H200: 4.3 TB/s, 790 TFLOP/s bf16, twice that for e4m3.
 double floor_us(const ModelConfig& c, const DecoderFlags& f) {
   const double head = static_cast<double>(c.hidden) * static_cast<double>(c.vocab);
   double body = 0, heads = 0;
@@ -31,10 +32,10 @@ double floor_us(const ModelConfig& c, const DecoderFlags& f) {
   }
   if (f.prefill > 0) {
     const double attention = 2.0 * static_cast<double>(f.prefill) * f.prefill * heads;
-    return (2.0 * f.prefill * body + attention) / 790e6;
+    return (2.0 * f.prefill * body / (f.fp8 ? 2.0 : 1.0) + attention) / 790e6;
   }
   const double kv = static_cast<double>(f.batch) * f.context * static_cast<double>(c.kv_bytes_per_token());
-  return std::max(((body + head) * 2 + kv) / 4.3e6, 2.0 * f.batch * (body + head) / 790e6);
+  return std::max((body * (f.fp8 ? 1 : 2) + head * 2 + kv) / 4.3e6, 2.0 * f.batch * (body + head) / 790e6);
 }
 
 // A backend that leaves out the operator `without`: what a step then lacks is what the operator takes in it.
@@ -65,6 +66,12 @@ class LeavingOut final : public Backend {
   }
   void norm_gemm_rope(const RmsNormArgs& n, const GemmArgs& g, const RopeCacheArgs& r) override {
     if (wanted(fmt::format("rms_norm + gemm {}x{} + rope_cache", g.w->n(), g.w->k()))) to_.norm_gemm_rope(n, g, r);
+  }
+  void norm_gemm_gemm(const RmsNormArgs& n, const GemmArgs& up, const GemmArgs& down) override {
+    if (as_fp8(up.w) == nullptr) return Backend::norm_gemm_gemm(n, up, down);  // one by one, as the backend runs them
+    if (wanted(fmt::format("rms_norm + gemm {}x{} + gemm {}x{}", up.w->n(), up.w->k(), down.w->n(), down.w->k()))) {
+      to_.norm_gemm_gemm(n, up, down);
+    }
   }
   void gemm(const GemmArgs& a) override {
     if (wanted(fmt::format("gemm {}x{}", a.w->n(), a.w->k()))) to_.gemm(a);
@@ -242,13 +249,14 @@ double time_step(Backend& backend, Step& step, const DecoderFlags& f, uint32_t v
 int bench_decoder(const DecoderFlags& f) {
   const auto real = make_backend({f.device, f.threads, {}});
   LeavingOut backend(*real);
-  const auto file = synthetic_checkpoint(synthetic_shape(f.shape), 1);
+  const auto file = synthetic_checkpoint(synthetic_shape(f.shape), 1, f.fp8);
   Step step(backend, *file, f);
   const double median = time_step(backend, step, f, 0), floor = floor_us(step.config(), f);
   if (step.first_status() != kSampled)
     throw fail(ErrorCode::kNumerical, "{}: the step's logits are not finite", f.shape);
-  const std::string name = f.prefill > 0 ? fmt::format("{}-prefill-{}", f.shape, f.prefill)
-                                         : fmt::format("{}-decode-b{}-ctx{}", f.shape, f.batch,
+  const std::string shape = f.shape + (f.fp8 ? "-fp8" : "");
+  const std::string name = f.prefill > 0 ? fmt::format("{}-prefill-{}", shape, f.prefill)
+                                         : fmt::format("{}-decode-b{}-ctx{}", shape, f.batch,
                                                        f.context % 1024 == 0 ? fmt::format("{}k", f.context / 1024)
                                                                              : fmt::format("{}", f.context));
   if (f.json) {
@@ -286,6 +294,7 @@ void add_bench_decoder(CLI::App& bench, Command& command) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   sub->add_option("--steps", f->steps, "Steps in a timing")->capture_default_str()->check(CLI::Range(1, 1000));
+  sub->add_flag("--fp8", f->fp8, "Block-scaled FP8 matrices in the layers");
   sub->add_flag("--profile", f->profile, "Also leave each operator out in turn: how much shorter is the step?");
   sub->add_flag("--json", f->json, "As a row of the record");
   sub->footer("Example:\n  isobit bench decoder --shape llama-8b --batch 64 --device cuda");

@@ -83,6 +83,7 @@ int run(int argc, const char* const* argv) {
   add_verify(app, command);
   add_replay(app, command);
   add_bench(app, command);
+  add_quantize(app, command);
   add_models(app, command);
   add_show(app, command);
   try {

@@ -40,6 +40,7 @@ void add_verify(CLI::App& app, Command& command);
 void add_bench(CLI::App& app, Command& command);
 void add_serve(CLI::App& app, Command& command);
 void add_replay(CLI::App& app, Command& command);
+void add_quantize(CLI::App& app, Command& command);
 void add_models(CLI::App& app, Command& command);  // pull, list
 void add_show(CLI::App& app, Command& command);
 
