@@ -97,6 +97,51 @@ TEST(CudaAttention, RandomCases) {
   }
 }
 
+// Many small cases; ISOBIT_ATTENTION_SMALL_CASES=100000 is the long run.
+TEST(CudaAttention, SmallCases) {
+  std::mt19937_64 random(seed() + 5);
+  const char* text = std::getenv("ISOBIT_ATTENTION_SMALL_CASES");
+  const int count = text != nullptr ? std::atoi(text) : 200;
+  for (int i = 0; i < count && !HasFailure(); i++) {
+    SCOPED_TRACE(i);
+    AttentionShape s = random_shape(random, Regime::kAny);
+    s.head_dim = pick(random, {16, 64, 64, 96, 128, 128, 256});
+    s.requests.resize(std::min<size_t>(s.requests.size(), 4));
+    for (RequestShape& r : s.requests) {
+      r.prefix = std::min(r.prefix, log_uniform(random, 1, 200));
+      r.added = std::min(r.added, log_uniform(random, 1, 64));
+    }
+    check(s, random, 4, 4000);
+  }
+}
+
+// Where the choice between the kernels changes: a batch of like requests, by its size and by their new tokens.
+TEST(CudaAttention, BatchesAroundTheChoiceOfKernels) {
+  std::mt19937_64 random(seed() + 6);
+  for (const int batch : {7, 8, 9}) {
+    for (const int added : {1, 4, 16, 17, 512}) {
+      AttentionShape s;
+      s.head_dim = pick(random, {64, 128, 256});
+      s.group = pick(random, {1, 2, 4, 8});
+      s.sinks = random() % 2 != 0;
+      for (int b = 0; b < batch; b++) s.requests.push_back({log_uniform(random, 1, 700) - 1, added});
+      check(s, random, 6, 40000);
+    }
+  }
+}
+
+TEST(CudaAttention, OneLongChunkAmongDecodes) {
+  std::mt19937_64 random(seed() + 7);
+  for (const int head_dim : {64, 128, 256}) {
+    AttentionShape s;
+    s.head_dim = head_dim;
+    s.group = 4;
+    for (int b = 0; b < 32; b++) s.requests.push_back({log_uniform(random, 1, 1500) - 1, 1});
+    s.requests[random() % 32] = {log_uniform(random, 1, 3000) - 1, 600};
+    check(s, random, 40, 200000);
+  }
+}
+
 // The kernel that takes everything, whatever the plan would have chosen.
 TEST(CudaAttention, Generic) {
   std::mt19937_64 random(seed() + 1);

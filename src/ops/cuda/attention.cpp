@@ -17,7 +17,7 @@ void launch_attention(const AttentionArgs& args, const KernelContext& context) {
     throw_invalid("attention: the cache is of another type than the queries; they must agree, or the cache be F8_E4M3");
   }
   const AttentionResources resources{context.sm_count, static_cast<int64_t>(context.workspace_bytes),
-                                     context.counters != nullptr ? kCounters : 0};
+                                     context.counters != nullptr ? kCounters - kAttentionTickets : 0};
   const AttentionPlan plan = plan_attention(args, resources);
   if (!plan.decode && !plan.prefill) return launch_attention_generic(args, context);
   if (plan.prefill) launch_attention_prefill(args, plan, context);

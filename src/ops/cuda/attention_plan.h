@@ -9,6 +9,9 @@ namespace isobit::cuda {
 // Rows (queries times the heads of a KV head) up to which a request's time is that of reading its keys.
 constexpr int kAttentionDecodeRows = 64;
 
+// Decode: the last of the context's counters share out the units.
+constexpr int kAttentionTickets = 2;
+
 // Prefill: CTAs of a cluster, which share a tile.
 constexpr int kAttentionPrefillCluster = 2;
 

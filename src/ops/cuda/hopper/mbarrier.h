@@ -41,6 +41,11 @@ __device__ inline void mbarrier_arrive(uint32_t bar) {
   asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 __device__ inline void mbarrier_arrive(uint64_t* bar) { mbarrier_arrive(shared_address(bar)); }
+// `count` arrivals at once.
+__device__ inline void mbarrier_arrive_count(uint64_t* bar, uint32_t count) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(count)
+               : "memory");
+}
 
 // On the barrier at the same place in CTA `rank` of the cluster. Relaxed: for what the tensor cores have read (their
 // wait has returned) or the copy engine will write. A release at cluster scope would cost a fence of the whole GPU.

@@ -2,7 +2,7 @@
 // Programmatic dependent launch (PTX ISA, "griddepcontrol"). With launch.h's PDL attribute a kernel may start while the
 // one before it on the stream still runs. Rules that keep this safe:
 // - before wait_for_predecessors() a kernel reads only what no kernel of a step writes (weights, tables, the
-//   step's inputs);
+//   step's inputs, keys and values of earlier steps);
 // - it writes nothing to global memory before the wait, and every kernel calls the wait in every thread that reads or
 //   writes global memory of the step; the wait returns when the kernels before have ended and their writes are visible.
 
