@@ -237,36 +237,51 @@ struct RowPointers {
   float* acc;
 };
 
-// `steps` steps of kRows chains at the lanes from column c on. The rounding mode must be toward zero (class
-// TowardZeroMode).
-template <int kRows>
+// `steps` steps of kRows rows' chains at kVectors vectors of lanes from column c on: a broadcast, which takes a slot of
+// the vector unit, serves kVectors. The rounding mode must be toward zero (class TowardZeroMode).
+template <int kRows, int kVectors>
 HWY_INLINE void Chain(const float* w, const uint8_t* exponent, int64_t steps, const RowPointers* rows, size_t c) {
-  V acc[kRows], up[kRows];
-  VI sum[kRows];
-  for (int r = 0; r < kRows; r++) acc[r] = hn::LoadU(kF, rows[r].acc + c);
+  V acc[kRows][kVectors], up[kRows][kVectors];
+  VI sum[kRows][kVectors];
+  const auto column = [c](int v) HWY_ATTR { return c + static_cast<size_t>(v) * Width(); };
+  for (int r = 0; r < kRows; r++) {
+    for (int v = 0; v < kVectors; v++) acc[r][v] = hn::LoadU(kF, rows[r].acc + column(v));
+  }
   for (int64_t s = 0; s < steps; s++) {
-    const float* ws = w + s * 16 * kPanel + c;
     for (int r = 0; r < kRows; r++) {
-      up[r] = ScaleUp(LargestExponent(exponent + s * 16 * kPanel + 4 * c, rows[r].below + 16 * s), acc[r]);
-      sum[r] = Truncate(kF, hn::Mul(acc[r], up[r]));
+      for (int v = 0; v < kVectors; v++) {
+        const uint8_t* e = exponent + s * 16 * kPanel + 4 * column(v);
+        up[r][v] = ScaleUp(LargestExponent(e, rows[r].below + 16 * s), acc[r][v]);
+        sum[r][v] = Truncate(kF, hn::Mul(acc[r][v], up[r][v]));
+      }
     }
     ISOBIT_UNROLL(16)
     for (int i = 0; i < 16; i++) {
-      const V wi = hn::LoadU(kF, ws + i * kPanel);
       for (int r = 0; r < kRows; r++) {
-        const V product = hn::Mul(wi, hn::Set(kF, rows[r].value[16 * s + i]));
-        sum[r] = Settle(hn::Add(sum[r], Truncate(kF, hn::Mul(product, up[r]))));
+        const V x = hn::Set(kF, rows[r].value[16 * s + i]);
+        for (int v = 0; v < kVectors; v++) {
+          const V product = hn::Mul(hn::LoadU(kF, w + (s * 16 + i) * kPanel + column(v)), x);
+          sum[r][v] = Settle(hn::Add(sum[r][v], Truncate(kF, hn::Mul(product, up[r][v]))));
+        }
       }
     }
-    for (int r = 0; r < kRows; r++) acc[r] = hn::Mul(CutToFloat(kF, sum[r]), ScaleDown(up[r]));
+    for (int r = 0; r < kRows; r++) {
+      for (int v = 0; v < kVectors; v++) acc[r][v] = hn::Mul(CutToFloat(kF, sum[r][v]), ScaleDown(up[r][v]));
+    }
   }
-  for (int r = 0; r < kRows; r++) hn::StoreU(hn::Add(acc[r], hn::Zero(kF)), kF, rows[r].acc + c);
+  for (int r = 0; r < kRows; r++) {
+    for (int v = 0; v < kVectors; v++) hn::StoreU(hn::Add(acc[r][v], hn::Zero(kF)), kF, rows[r].acc + column(v));
+  }
 }
+
+// Four chains hide each other's latency; eight would not stay in registers.
+constexpr int kChainVectors = hn::MaxLanes(kF) == kPanel ? 1 : 2;
+constexpr int kChainRows = 4 / kChainVectors;
 
 // Not inlined: no arithmetic may move in or out, where the rounding mode is another.
 template <int kRows>
 HWY_NOINLINE void ChainPanel(const float* w, const uint8_t* exponent, int64_t steps, const RowPointers* rows) {
-  for (size_t c = 0; c < kPanel; c += Width()) Chain<kRows>(w, exponent, steps, rows, c);
+  for (size_t c = 0; c < kPanel; c += kChainVectors * Width()) Chain<kRows, kChainVectors>(w, exponent, steps, rows, c);
 }
 
 void ChainGeneral(const GemmJob& job, const uint16_t* words, int64_t row, int64_t k, int64_t steps, float* acc) {
@@ -450,17 +465,16 @@ void RunFast(const GemmJob& job, int64_t begin, int64_t end, int64_t k, int64_t 
              float* acc) {
   const PreparedRows& x = job.x;
   const TowardZeroMode mode;
-  RowPointers rows[4];
+  RowPointers rows[kChainRows];
   int n = 0;
   for (int64_t r = begin; r < end; r++) {
     if ((x.general[r] & kGeneralRow) != 0) continue;
     rows[n++] = {x.value + r * x.padded + k, x.below + r * x.padded + k, acc + (r - begin) * kPanel};
-    if (n < 4) continue;
-    ChainPanel<4>(s.w, s.exponent, steps, rows);
+    if (n < kChainRows) continue;
+    ChainPanel<kChainRows>(s.w, s.exponent, steps, rows);
     n = 0;
   }
-  if (n >= 2) ChainPanel<2>(s.w, s.exponent, steps, rows);
-  if (n % 2 != 0) ChainPanel<1>(s.w, s.exponent, steps, rows + n - 1);
+  for (int r = 0; r < n; r++) ChainPanel<1>(s.w, s.exponent, steps, rows + r);
 }
 
 // A slice of K for rows [begin, end): acc holds kPanel chains a row.
