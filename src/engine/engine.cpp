@@ -85,7 +85,10 @@ struct Engine::Sampled {
 };
 
 Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoint> file, const EngineOptions& options)
-    : options_(options), file_(std::move(file)), config_(read_config(*file_, options.compute)), backend_(std::move(backend)) {
+    : options_(options),
+      file_(std::move(file)),
+      config_(read_config(*file_, options.compute)),
+      backend_(std::move(backend)) {
   EngineOptions& o = options_;
   require(o.context >= 0, "context is {}; it must be positive, or 0 for the default", o.context);
   require(o.context <= config_.context, "context is {}; {} was trained for {} tokens: ask for at most that", o.context,
@@ -307,7 +310,7 @@ void Engine::fill_inputs(const std::vector<Part>& parts, const StepShape& shape,
     kv[b] = s.computed + p.rows();
     start[++b] = static_cast<int32_t>(t);
     for (int32_t i = 0; p.sample_row >= 0 && i <= p.drafts; i++) {
-      const auto r = static_cast<size_t>(p.sample_row + i);
+      const auto r = static_cast<size_t>(p.sample_row) + static_cast<size_t>(i);
       row[r] = p.first_row + p.count - 1 + i;
       slot[r] = s.slot;
       at[r] = s.size() + i;
@@ -382,7 +385,7 @@ void Engine::collect(std::vector<Part>& parts) {
   size_t sampled = 0, rows = 0;
   bool top = false;
   for (const Part& p : parts) {
-    sampled += p.sample_row >= 0 ? static_cast<size_t>(1 + p.drafts) : 0U;
+    sampled += p.sample_row >= 0 ? size_t{1} + static_cast<size_t>(p.drafts) : 0U;
     rows += static_cast<size_t>(p.rows());
     top = top || (p.sample_row >= 0 && p.sequence->request.sampling.top_logprobs > 0);
   }
@@ -429,7 +432,7 @@ void Engine::accept(Part& part, const Sampled& from) {
   const auto flags =
       std::span(from.nonfinite).subspan(static_cast<size_t>(part.first_row), static_cast<size_t>(part.rows()));
   for (int32_t i = 0; i <= part.drafts; i++) {
-    const auto computed = flags.subspan(0, static_cast<size_t>(part.count + i));
+    const auto computed = flags.subspan(0, static_cast<size_t>(part.count) + static_cast<size_t>(i));
     if (const auto bad = std::ranges::find_if(computed, [](int32_t f) { return f != 0; }); bad != computed.end()) {
       finish(s, FinishReason::kError,
              fmt::format(
@@ -438,7 +441,7 @@ void Engine::accept(Part& part, const Sampled& from) {
       return;
     }
     if (part.sample_row < 0) return;
-    const auto row = static_cast<size_t>(part.sample_row + i);
+    const auto row = static_cast<size_t>(part.sample_row) + static_cast<size_t>(i);
     if (from.status[row] != kSampled) return finish(s, FinishReason::kError, not_finite(s.size() - 1));
     if (s.request.max_tokens == 0) return;  // scoring only
     TokenOutput out = output(s, from, row);

@@ -414,7 +414,7 @@ HttpServer::HttpServer(const std::string& address, uint16_t port, const HttpLimi
                e.message());
 }
 
-HttpServer::~HttpServer() {
+HttpServer::~HttpServer() {  // NOLINT(bugprone-exception-escape): only memory can run out here
   for (const auto& c : std::vector(impl_->open.begin(), impl_->open.end())) c->close();
 }
 

@@ -56,7 +56,7 @@ class HttpServer {
   // Listens; port 0: any free one. Throws Error(kIo) that names address and cause.
   HttpServer(const std::string& address, uint16_t port, const HttpLimits& limits, Handler handler, ErrorBody error_body,
              Observer observer);
-  ~HttpServer();
+  ~HttpServer();  // NOLINT(bugprone-exception-escape): see there
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;
 
