@@ -23,7 +23,7 @@ import zipfile
 from tiny_gguf import TinyModel
 
 ISOBIT, FETCH = sys.argv[1:3]
-COMMANDS = ["run", "chat", "serve", "score", "verify", "replay", "bench", "bench cpu", "pull", "list", "show"]
+COMMANDS = ["run", "chat", "serve", "score", "verify", "replay", "bench", "bench cpu", "quantize", "pull", "list", "show"]
 OK, USAGE, MODEL, DEVICE, MEMORY, DIFFERENT, INTERRUPTED = 0, 2, 3, 4, 5, 6, 130
 
 
@@ -475,6 +475,47 @@ class Score(Case):
         out, _ = self.isobit("score", "-m", self.model, text)
         self.assertIn("299 tokens scored in 1 window(s)", out)
         self.assertIn("perplexity", out)
+
+
+class Quantize(Case):
+    def quantize(self, name):
+        folder = str(self.path / name)
+        out, _ = self.isobit("quantize", self.model, "--to", "fp8", "-o", folder)
+        self.assertEqual(out.strip(), folder)
+        return folder
+
+    def test_the_folder_is_as_published(self):
+        folder = pathlib.Path(self.quantize("published"))
+        config = json.loads((folder / "config.json").read_text())
+        self.assertEqual(config["quantization_config"], {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+                                                         "weight_block_size": [128, 128]})
+        with open(folder / "model.safetensors", "rb") as f:
+            header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        name = "model.layers.1.mlp.down_proj.weight"
+        self.assertEqual((header[name]["dtype"], header[name]["shape"]), ("F8_E4M3", [64, 96]))
+        self.assertEqual((header[name + "_scale_inv"]["dtype"], header[name + "_scale_inv"]["shape"]), ("F32", [1, 1]))
+        self.assertEqual(header["model.embed_tokens.weight"]["dtype"], "BF16")
+
+    def test_the_model_runs_and_keeps_its_bits(self):
+        folder = self.quantize("runs")
+        ask = ("run", "-m", folder, "--json", "Once upon", "--raw", "-n", "20", "--seed", "3", "--ignore-eos")
+        answers = {self.isobit(*ask, "-t", threads)[0].split('"bits"')[1][:24] for threads in ("1", "2")}
+        self.assertEqual(len(answers), 1)
+        self.isobit("verify", folder, "--device", "cpu")
+
+    def test_its_perplexity_is_near(self):
+        text = self.write("article.txt", "It was a bright cold day in April, and the clocks were striking thirteen.")
+        scores = [json.loads(self.isobit("score", "-m", m, text, "--json")[0]) for m in (self.model, self.quantize("near"))]
+        self.assertEqual(scores[0]["tokens"], scores[1]["tokens"])
+        self.assertNotEqual(scores[0]["bits"], scores[1]["bits"])
+        # A random model is no language model: what rounding to 3 digits may do to it is more than to a trained one.
+        self.assertAlmostEqual(scores[0]["mean_logprob"], scores[1]["mean_logprob"], delta=0.15)
+
+    def test_mistakes(self):
+        folder = self.quantize("twice")
+        self.isobit("quantize", self.model, "-o", folder, code=USAGE, says=["is not empty"])
+        self.isobit("quantize", folder, "-o", str(self.path / "again"), code=USAGE, says=["already"])
+        self.isobit("quantize", self.model, "--to", "int4", code=USAGE, says=["--to is 'int4'"])
 
 
 class Verify(Case):
