@@ -13,10 +13,13 @@
 //   one or two rows may come unnormalised: every CTA takes their RMSNorm for itself and keeps all of x.
 #include <cuda.h>
 
+#include <type_traits>
+
 #include "numerics/norm.h"
 #include "numerics/rope.h"
 #include "ops/cuda/device_math.h"
 #include "ops/cuda/gemm_params.h"
+#include "ops/cuda/gemm_plan.h"
 #include "ops/cuda/hopper/cluster.h"
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/hopper/registers.h"
@@ -24,6 +27,7 @@
 #include "ops/cuda/hopper/warp.h"
 #include "ops/cuda/hopper/wgmma.h"
 #include "ops/cuda/rope_device.h"
+#include "ops/cuda/silu.h"
 
 namespace isobit::cuda {
 
@@ -120,42 +124,33 @@ __device__ inline void store_row(const float (&v)[2 * kBlocks], float* row, int 
   const int quad_lane = static_cast<int>(threadIdx.x) % 4;
   const bool odd = (quad_lane & 1) != 0;
   constexpr int kWide = kBlocks / 2 * 2;
-  constexpr int kBatch = 8;  // loads in flight before the first store
+  constexpr int kBatch = kWide > 16 ? 16 : 8;  // blocks whose loads are in flight before the first store
   const bool wide = kWide > 0 && aligned && columns % 4 == 0;
   if (wide) {
+    // Of two neighbouring blocks an even lane takes the first of both lanes, an odd one the second.
+    float* const own = row + (column0 - 2 * quad_lane + (odd ? 8 : 0) + 4 * (quad_lane / 2));
+    const int left = columns - static_cast<int>(own - row);
 #pragma unroll
     for (int q0 = 0; q0 < kWide; q0 += kBatch) {
-      float4 out[kBatch / 2];
-      int column[kBatch / 2];
+      float4 old[kBatch / 2];
+#pragma unroll
+      for (int i = 0; i < kBatch / 2; i++) {
+        const int q = q0 + 2 * i;
+        old[i] = make_float4(0, 0, 0, 0);
+        if (q < kWide && add && active && 8 * q < left) old[i] = *reinterpret_cast<const float4*>(own + 8 * q);
+      }
 #pragma unroll
       for (int i = 0; i < kBatch / 2; i++) {
         const int q = q0 + 2 * i;
         if (q >= kWide) continue;
-        // An even lane takes block q of both, an odd one block q + 1.
         const float give0 = odd ? v[2 * q] : v[2 * q + 2], give1 = odd ? v[2 * q + 1] : v[2 * q + 3];
         const float got0 = __shfl_xor_sync(0xffffffff, give0, 1), got1 = __shfl_xor_sync(0xffffffff, give1, 1);
-        out[i] =
+        float4 out =
             odd ? make_float4(got0, got1, v[2 * q + 2], v[2 * q + 3]) : make_float4(v[2 * q], v[2 * q + 1], got0, got1);
-        column[i] = column0 - 2 * quad_lane + 8 * (q + (odd ? 1 : 0)) + 4 * (quad_lane / 2);
-      }
-      if (add) {
-        float4 old[kBatch / 2];
-#pragma unroll
-        for (int i = 0; i < kBatch / 2; i++) {
-          if (q0 + 2 * i < kWide && active && column[i] < columns) {
-            old[i] = *reinterpret_cast<const float4*>(row + column[i]);
-          }
+        if (add) {
+          out = make_float4(fadd(old[i].x, out.x), fadd(old[i].y, out.y), fadd(old[i].z, out.z), fadd(old[i].w, out.w));
         }
-#pragma unroll
-        for (int i = 0; i < kBatch / 2; i++) {
-          if (q0 + 2 * i >= kWide) continue;
-          out[i] = make_float4(fadd(old[i].x, out[i].x), fadd(old[i].y, out[i].y), fadd(old[i].z, out[i].z),
-                               fadd(old[i].w, out[i].w));
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch / 2; i++) {
-        if (q0 + 2 * i < kWide && active && column[i] < columns) *reinterpret_cast<float4*>(row + column[i]) = out[i];
+        if (active && 8 * q < left) *reinterpret_cast<float4*>(own + 8 * q) = out;
       }
     }
   }
@@ -186,6 +181,14 @@ __device__ inline void add_bias(float (&d)[kN / 2], const GemmParams& p, int col
   }
 }
 
+// The gate's function, by the epilogue.
+template <int n>
+__device__ inline void activate(float (&v)[n], Epilogue epilogue) {
+  if (epilogue == Epilogue::kSiluMul) return silu(v);
+#pragma unroll
+  for (float& x : v) x = gelu_tanh(x);
+}
+
 // d as wgmma.h lays it out; row and column0: this thread's first, the other row is 8 below. Whole warps call.
 template <int kN, Operand kind>
 __device__ inline void epilogue(float (&d)[kN / 2], const GemmParams& p, int row, int column0) {
@@ -208,17 +211,20 @@ __device__ inline void epilogue(float (&d)[kN / 2], const GemmParams& p, int row
       store_row<kN / 8>(packed, static_cast<uint16_t*>(p.out) + offset, column0, p.columns, p.aligned, active);
     } else if constexpr (kN % 16 == 0) {
       // Eight columns of gate, then the same eight of up: the output's column is half of the gate's.
-      const bool is_silu = p.epilogue == Epilogue::kSiluMul;
       uint32_t packed[kN / 16];
+      constexpr int kBatch = kN / 16 % 4 == 0 ? 8 : 2;  // side by side
 #pragma unroll
-      for (int q = 0; q < kN / 16; q++) {
-        float v[2];
+      for (int first = 0; first < kN / 8; first += kBatch) {
+        float v[kBatch];
+        const auto at = [&](int i) { return (first + i) / 2 * 8 + 2 * h + i % 2; };
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const float gate = d[8 * q + 2 * h + i], up = d[8 * q + 4 + 2 * h + i];
-          v[i] = numerics::fmul(is_silu ? silu(gate) : gelu_tanh(gate), up);
+        for (int i = 0; i < kBatch; i++) v[i] = d[at(i)];
+        activate(v, p.epilogue);
+#pragma unroll
+        for (int i = 0; i < kBatch; i += 2) {
+          packed[(first + i) / 2] =
+              pack<kind>(numerics::fmul(v[i], d[at(i) + 4]), numerics::fmul(v[i + 1], d[at(i + 1) + 4]));
         }
-        packed[q] = pack<kind>(v[0], v[1]);
       }
       const int in_block = 2 * (static_cast<int>(threadIdx.x) % 4);
       store_row<kN / 16>(packed, static_cast<uint16_t*>(p.out) + offset, (column0 - in_block) / 2 + in_block, p.columns,
@@ -315,10 +321,10 @@ __device__ inline void store_few(const GemmParams& p, const FewPair& f, float2 v
   using numerics::fadd, numerics::fmul;
   const int64_t offset = static_cast<int64_t>(f.row) * p.columns;
   if (p.epilogue == Epilogue::kSiluMul || p.epilogue == Epilogue::kGeluMul) {
-    const bool is_silu = p.epilogue == Epilogue::kSiluMul;
-    const float a = fmul(is_silu ? silu(v.x) : gelu_tanh(v.x), up.x);
-    const float b = fmul(is_silu ? silu(v.y) : gelu_tanh(v.y), up.y);
-    store_pair(static_cast<uint16_t*>(p.out) + offset, f.column, p.columns, pack<kind>(a, b));
+    float gate[2] = {v.x, v.y};
+    activate(gate, p.epilogue);
+    store_pair(static_cast<uint16_t*>(p.out) + offset, f.column, p.columns,
+               pack<kind>(fmul(gate[0], up.x), fmul(gate[1], up.y)));
     return;
   }
   if (p.bias != nullptr) {
@@ -507,6 +513,7 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
   __shared__ uint64_t barriers[3 * kGemmMaxStages];  // the weights are in, the slot is free, the activations are in
   constexpr uint32_t kSliceRow = 128;                // bytes of 64 elements
   constexpr uint32_t kWSlice = kN * kSliceRow;
+  constexpr bool kChunks = gemm_tile_takes_chunks(kWarpgroups, kN);
   const uint32_t full = uniform(kept_shared_address(barriers)), empty = full + 8 * kGemmMaxStages;
   const uint32_t full_x = empty + 8 * kGemmMaxStages;
   const uint32_t x_ring = (uniform(kept_shared_address(shared_raw)) + 1023) & ~1023u;
@@ -601,56 +608,58 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
       }
       const int stages = real ? p.k_stages : 1;
       float d[kN / 2] = {};
-      [[maybe_unused]] float sum[kN <= 128 ? kN / 2 : 1];
+      [[maybe_unused]] float sum[kChunks ? kN / 2 : 1];
+      [[maybe_unused]] int chunk_end = p.chunk_stages;
       int previous = -1;
       bool ready = false;
-      for (int start = 0; start < stages; start += p.chunk_stages) {
-        const int end = min(start + p.chunk_stages, stages);
-        for (int stage = start; stage < end; stage++) {
-          if (real && !ready) {
-            mbarrier_wait(full + 8 * slot, phase);
-            if (!resident) mbarrier_wait(full_x + 8 * slot, phase);
-          }
-          const uint64_t a = a0 + static_cast<uint32_t>(resident ? stage : slot) * (kSlices * x_slice >> 4);
-          const uint64_t b = b0 + static_cast<uint32_t>(slot) * (kSlices * kWSlice >> 4);
-          pin_registers(d);
-          wgmma_fence();
-#pragma unroll
-          for (int j = 0; j < kSlices; j++) {
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-              wgmma<kN, kKind>(d, a + j * (x_slice >> 4) + 2 * k, b + j * (kWSlice >> 4) + 2 * k, true);
-            }
-          }
-          wgmma_commit();
-          const int filled = slot;
-          if (real && ++slot == p.stages) slot = 0, phase ^= 1;
-          ready =
-              mbarrier_test(full + 8 * slot, phase) &&
-              (resident || mbarrier_test(full_x + 8 * slot, phase));  // asked while the tensor cores still have work
-          wgmma_wait<1>();                                            // all but this stage's steps are done
-          if (previous >= 0) release(previous);
-          if (real) previous = filled;
-        }
-        if constexpr (kN <= 128) {
-          if (p.chunk_stages < p.k_stages) {
+      for (int stage = 0; stage < stages; stage++) {
+        if constexpr (kChunks) {
+          if (stage == chunk_end) {
             wgmma_wait<0>();
             pin_registers(d);
 #pragma unroll
             for (int i = 0; i < kN / 2; i++) {
-              sum[i] = start == 0 ? d[i] : numerics::fadd(sum[i], d[i]);
+              sum[i] = stage == p.chunk_stages ? d[i] : numerics::fadd(sum[i], d[i]);
               d[i] = 0.0f;
             }
+            chunk_end += p.chunk_stages;
           }
         }
+        if (real && !ready) {
+          mbarrier_wait(full + 8 * slot, phase);
+          if (!resident) mbarrier_wait(full_x + 8 * slot, phase);
+        }
+        const uint64_t a = a0 + static_cast<uint32_t>(resident ? stage : slot) * (kSlices * x_slice >> 4);
+        const uint64_t b = b0 + static_cast<uint32_t>(slot) * (kSlices * kWSlice >> 4);
+        const auto steps = [&](auto first) {  // half a stage's
+          wgmma_fence();
+#pragma unroll
+          for (int i = first.value; i < first.value + 2 * kSlices; i++) {
+            const int j = i / 4, k = i % 4;
+            wgmma<kN, kKind>(d, a + j * (x_slice >> 4) + 2 * k, b + j * (kWSlice >> 4) + 2 * k, true);
+          }
+          wgmma_commit();
+        };
+        pin_registers(d);
+        steps(std::integral_constant<int, 0>{});
+        // What else a stage needs is done between its halves: after its last step nothing is left for the tensor cores
+        // to go on with.
+        const int filled = slot;
+        if (real && ++slot == p.stages) slot = 0, phase ^= 1;
+        const bool x_ready = resident || mbarrier_test(full_x + 8 * slot, phase);
+        ready = mbarrier_test(full + 8 * slot, phase) && x_ready;
+        wgmma_wait<1>();  // the stage before is done
+        if (previous >= 0) release(previous);
+        if (real) previous = filled;
+        steps(std::integral_constant<int, 2 * kSlices>{});
       }
       wgmma_wait<0>();
       pin_registers(d);
       if (real) release(previous);
-      if constexpr (kN <= 128) {
-        if (p.chunk_stages < p.k_stages) {
+      if constexpr (kChunks) {
+        if (chunk_end > p.chunk_stages) {
 #pragma unroll
-          for (int i = 0; i < kN / 2; i++) d[i] = sum[i];
+          for (int i = 0; i < kN / 2; i++) d[i] = numerics::fadd(sum[i], d[i]);
         }
       }
       const int row = (mc * p.cluster_m + rank_m) * 64 * kWarpgroups + warp * 16 + lane / 4;

@@ -51,7 +51,7 @@ const std::vector<GemmTile>& gemm_tiles() {
 
 bool gemm_tile_fits(const GemmShape& s, const GemmTile& t, int cluster_m, int cluster_n) {
   if (s.gated && t.tile_n % 16 != 0) return false;
-  if (s.chunked && t.tile_n > 128) return false;
+  if (s.chunked && !gemm_tile_takes_chunks(t.warpgroups, t.tile_n)) return false;
   if (t.tile_n % (8 * cluster_m) != 0) return false;  // shares are whole 8-row groups
   if (cluster_n > 1 && (s.m <= 32 || t.tile_n < 32)) return false;
   const int64_t m_tiles = ceil_div(s.m, 64 * t.warpgroups);

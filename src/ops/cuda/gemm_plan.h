@@ -14,6 +14,9 @@ struct GemmTile {
   auto operator<=>(const GemmTile&) const = default;
 };
 
+// N7's narrow matrices need a second set of accumulators.
+constexpr bool gemm_tile_takes_chunks(int warpgroups, int tile_n) { return tile_n <= (warpgroups == 1 ? 64 : 128); }
+
 // Every compiled tile.
 const std::vector<GemmTile>& gemm_tiles();
 
@@ -39,10 +42,11 @@ struct GemmShape {
   int64_t m = 0, n = 0, k = 0;  // n: rows as stored (linear_cuda.h)
   bool gated = false;           // gate and up must fall into one tile: tile_n a multiple of 16
   bool normed = false;          // the kernel takes x's RMSNorm itself and keeps all of x in shared memory
-  bool chunked = false;         // N7's narrow matrices: a second set of accumulators, so tile_n ≤ 128
+  bool chunked = false;         // one of N7's narrow matrices
 };
 
-constexpr int64_t kGemmFewRows = 16;  // whose epilogue goes through shared memory, and can rotate
+constexpr int64_t kGemmFewRows = 16;         // whose epilogue goes through shared memory, and can rotate
+constexpr int kGemmMostShared = 226 * 1024;  // bytes that any plan may take
 // Most rows, and most of K, for GemmShape::normed.
 constexpr int64_t kGemmNormedRows = 2, kGemmNormedK = 8192;
 
