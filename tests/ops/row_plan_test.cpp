@@ -11,8 +11,9 @@ constexpr ClusterPlaces kPlaces = {0, 264, 132, 86, 66, 51, 43, 35, 30, 0, 0, 0,
 
 TEST(RowPlan, FewRowsAreSplitAndManyTakeWholeRounds) {
   EXPECT_EQ(plan_rows(1, 151936, kPlaces).cluster, 16);
-  EXPECT_EQ(plan_rows(32, 151936, kPlaces).cluster, 7);   // 30 clusters of 8 would take a second round
-  EXPECT_EQ(plan_rows(128, 151936, kPlaces).cluster, 6);  // three rounds of 43
+  EXPECT_EQ(plan_rows(32, 151936, kPlaces).cluster, 7);           // 30 clusters of 8 would take a second round
+  EXPECT_EQ(plan_rows(128, 151936, kPlaces).cluster, 2);          // one round
+  EXPECT_EQ(plan_rows(2048, 129280, kPlaces, 65536).cluster, 2);  // sixteen
   for (int64_t rows = 1; rows < 3000; rows++) {
     const RowPlan p = plan_rows(rows, 151936, kPlaces);
     EXPECT_GT(kPlaces[static_cast<size_t>(p.cluster)], 0) << rows;
