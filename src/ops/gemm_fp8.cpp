@@ -21,6 +21,7 @@ void check_scale_stride(const char* op, const char* name, int64_t stride, int64_
 
 // The copy engine counts rows and columns in int32.
 constexpr int64_t kMost = INT32_MAX - 1024;
+constexpr int64_t kMostExperts = 1024;
 
 }  // namespace
 
@@ -41,6 +42,28 @@ void GemmFp8Args::check() const {
   check_pointer("gemm_fp8", "w", w, 16);
   check_pointer("gemm_fp8", "w_scale", w_scale, 4);
   check_pointer("gemm_fp8", "out", out, dtype_info(out_type).block_bytes);
+}
+
+void GroupedGemmFp8Args::check() const {
+  const char* op = "grouped_gemm_fp8";
+  require(m >= 0 && m <= kMost, "{}: m is {}; it must be in [0, {}]", op, m, kMost);
+  require(n > 0 && n <= kMost, "{}: n is {}; it must be in [1, {}]", op, n, kMost);
+  require(k > 0 && k <= kMost, "{}: k is {}; it must be in [1, {}]", op, k, kMost);
+  require(experts > 0 && experts <= kMostExperts, "{}: experts is {}; it must be in [1, {}]", op, experts,
+          kMostExperts);
+  require(experts * fp8_stored_rows(n) <= kMost, "{}: {} experts of {} rows are more than {}", op, experts, n, kMost);
+  require(capacity == 0 || m == experts * capacity, "{}: m is {}; {} experts of {} rows of capacity have {}", op, m,
+          experts, capacity, experts * capacity);
+  require(out_type == DType::kBF16 || out_type == DType::kF16 || out_type == DType::kF32,
+          "{}: out_type is {}; it must be BF16, F16 or F32", op, dtype_info(out_type).name);
+  if (m == 0) return;
+  check_scale_stride(op, "x_scale_stride", x_scale_stride, m);
+  check_pointer(op, "x", x, 16);
+  check_pointer(op, "x_scale", x_scale, 16);
+  check_pointer(op, "w", w, 16);
+  check_pointer(op, "w_scale", w_scale, 4);
+  check_pointer(op, "rows", rows, 4);
+  check_pointer(op, "out", out, dtype_info(out_type).block_bytes);
 }
 
 void GateArgs::check() const {

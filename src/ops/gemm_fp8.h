@@ -34,6 +34,28 @@ struct GemmFp8Args {
   void check() const;
 };
 
+// Experts' matrices, each for its own rows of x (rule N16 for every row, whatever rows stand beside it). How many rows
+// an expert has is read where the operator runs: a captured launch serves any routing.
+//   contiguous (capacity 0): x's rows are sorted by expert, rows[e] to rows[e + 1] - 1 are expert e's; rows: [experts +
+//   1] masked (capacity > 0):   expert e's are the first rows[e] of the `capacity` rows from e · capacity on; rows:
+//   [experts]
+// Rows of out that are no expert's are left alone. Numbers outside [0, m] or [0, capacity] count as the nearest inside.
+struct GroupedGemmFp8Args {
+  const uint8_t* x = nullptr;      // [m, fp8_row_bytes(k)]
+  const float* x_scale = nullptr;  // [fp8_blocks(k), x_scale_stride]
+  int64_t m = 0, x_scale_stride = 0;
+  const uint8_t* w = nullptr;      // [experts, fp8_stored_rows(n), fp8_row_bytes(k)]
+  const float* w_scale = nullptr;  // [experts, fp8_blocks(n), fp8_blocks(k)]
+  int64_t experts = 0, n = 0, k = 0;
+  const int32_t* rows = nullptr;
+  int64_t capacity = 0;    // masked: m = experts · capacity
+  int64_t expected_m = 0;  // masked: rows an expert is likely to have, for speed alone; 0: unknown
+  DType out_type = DType::kBF16;
+  void* out = nullptr;  // [m, n]
+
+  void check() const;
+};
+
 // What stands between a pair of gate and up: fmul(act(gate), up).
 enum class GatedKind : uint8_t { kNone, kSilu, kGelu };
 

@@ -211,6 +211,29 @@ void gemm_fp8(const Cpu& cpu, const GemmFp8Args& a) {
   });
 }
 
+void grouped_gemm_fp8(const Cpu& cpu, const GroupedGemmFp8Args& a) {
+  const int64_t row_bytes = fp8_row_bytes(a.k), blocks = fp8_blocks(a.k);
+  const auto element = static_cast<int64_t>(dtype_info(a.out_type).block_bytes);
+  for (int64_t e = 0; e < a.experts; e++) {
+    const bool masked = a.capacity > 0;
+    const int64_t first = masked ? e * a.capacity : std::clamp<int64_t>(a.rows[e], 0, a.m);
+    const int64_t count =
+        masked ? std::clamp<int64_t>(a.rows[e], 0, a.capacity) : std::clamp<int64_t>(a.rows[e + 1], 0, a.m) - first;
+    GemmFp8Args g;
+    g.x = a.x + first * row_bytes;
+    g.x_scale = a.x_scale + first;
+    g.m = std::max<int64_t>(count, 0);
+    g.x_scale_stride = a.x_scale_stride;
+    g.w = a.w + e * fp8_stored_rows(a.n) * row_bytes;
+    g.w_scale = a.w_scale + e * fp8_blocks(a.n) * blocks;
+    g.n = a.n;
+    g.k = a.k;
+    g.out_type = a.out_type;
+    g.out = static_cast<std::byte*>(a.out) + first * a.n * element;
+    gemm_fp8(cpu, g);
+  }
+}
+
 namespace {
 
 float widen(const void* x, DType t, int64_t at) {

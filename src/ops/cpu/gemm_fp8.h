@@ -6,6 +6,7 @@
 namespace isobit::cpu {
 
 void gemm_fp8(const Cpu& cpu, const GemmFp8Args& a);
+void grouped_gemm_fp8(const Cpu& cpu, const GroupedGemmFp8Args& a);
 void quantize_fp8(const Cpu& cpu, const QuantizeFp8Args& a);
 void gate(const Cpu& cpu, const GateArgs& a);
 
