@@ -19,6 +19,7 @@ int replay_receipt(ReplayFlags& f) {
   engine.prefix_cache = false;
   const auto needed = static_cast<int32_t>(receipt.prompt.size() + receipt.tokens.size());
   if (f.model.context == 0) f.model.context = needed;
+  if (f.model.dtype == "auto") f.model.dtype = receipt.compute;
   const auto session = open_session(f.model, engine);
   const auto difference = replay(session->engine(), receipt);
   if (!difference) {

@@ -46,11 +46,14 @@ std::string hex(uint64_t digest) { return fmt::format("{:016x}", digest); }
 
 }  // namespace
 
+std::string compute_name(const Engine& engine) { return engine.config().type == DType::kF16 ? "f16" : "bf16"; }
+
 Receipt make_receipt(const Engine& engine, const Request& request, const std::vector<TokenOutput>& tokens) {
   Receipt r;
   r.contract = numerics::kContractVersion;
   r.model = engine.config().name;
   r.model_digest = engine.file().digest();
+  r.compute = compute_name(engine);
   r.prompt = request.prompt;
   r.sampling = request.sampling;
   for (const TokenOutput& t : tokens) {
@@ -65,6 +68,7 @@ std::string receipt_json(const Receipt& r) {
                          {"contract", r.contract},
                          {"model", r.model},
                          {"model_digest", r.model_digest},
+                         {"compute", r.compute},
                          {"device", r.device},
                          {"sampling", sampling_json(r.sampling)},
                          {"prompt", r.prompt},
@@ -82,6 +86,7 @@ Receipt read_receipt(const std::string& json) {
     j.at("contract").get_to(r.contract);
     j.at("model").get_to(r.model);
     j.at("model_digest").get_to(r.model_digest);
+    j.at("compute").get_to(r.compute);
     j.at("device").get_to(r.device);
     j.at("prompt").get_to(r.prompt);
     j.at("tokens").get_to(r.tokens);
@@ -101,6 +106,9 @@ std::optional<ReceiptDifference> replay(Engine& engine, const Receipt& receipt) 
   require(receipt.model_digest == engine.file().digest(),
           "the receipt is of model '{}' with digest {}; this file has {}: name the same file with --model",
           receipt.model, receipt.model_digest, engine.file().digest());
+  require(receipt.compute == compute_name(engine),
+          "the receipt was computed in {}, this engine computes in {}: use --dtype {}", receipt.compute,
+          compute_name(engine), receipt.compute);
   Request request;
   request.prompt = receipt.prompt;
   request.sampling = receipt.sampling;

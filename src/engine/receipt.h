@@ -10,7 +10,8 @@ namespace isobit {
 
 struct Receipt {
   std::string contract, model, model_digest;
-  std::string device;  // for people: the bits do not depend on it
+  std::string compute;  // "bf16" or "f16", what the model was computed in: it moves bits
+  std::string device;   // for people: the bits do not depend on it
   std::vector<int32_t> prompt, tokens;
   SamplingParams sampling;
   std::vector<std::string>
@@ -19,6 +20,9 @@ struct Receipt {
 
 // Of an answer that was asked for with digest_logits.
 Receipt make_receipt(const Engine& engine, const Request& request, const std::vector<TokenOutput>& tokens);
+
+// What an engine computes in, as --dtype names it.
+std::string compute_name(const Engine& engine);
 
 std::string receipt_json(const Receipt& receipt);
 // Throws Error(kInvalidArgument) naming what is missing or malformed.

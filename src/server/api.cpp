@@ -3,6 +3,7 @@
 #include <ctime>
 
 #include "base/log.h"
+#include "engine/receipt.h"
 #include "numerics/contract.h"
 
 namespace isobit::server {
@@ -62,7 +63,7 @@ void Api::set_ready(Session& session, EngineThread& engine, HttpServer& http) {
   const Engine& e = engine.engine();
   if (options_.model.empty()) options_.model = e.config().name;
   serving_.emplace(Serving{session, engine, http, metrics_, options_.model,
-                           fmt::format("{}/{}", numerics::kContractVersion, e.file().digest())});
+                           fmt::format("{}/{}/{}", numerics::kContractVersion, e.file().digest(), compute_name(e))});
   unavailable_.clear();
 }
 

@@ -21,7 +21,7 @@ struct Serving {
   HttpServer& http;
   Metrics& metrics;
   std::string model;        // as clients name it
-  std::string fingerprint;  // contract version and model digest
+  std::string fingerprint;  // contract version, model digest and what it is computed in
 };
 
 class Generation : public std::enable_shared_from_this<Generation> {

@@ -130,7 +130,7 @@ class Routes(Case):
     def test_models_and_health(self):
         models = json.loads(self.server.get("/v1/models")[1])
         self.assertEqual(models["data"][0]["id"], "tiny")
-        self.assertRegex(models["data"][0]["fingerprint"], r"^isobit-1\S*/[0-9a-f]{16}$")
+        self.assertRegex(models["data"][0]["fingerprint"], r"^isobit-1\S*/[0-9a-f]{16}/b?f16$")
         self.assertEqual(json.loads(self.server.get("/health")[1])["status"], "ok")
 
     def test_tokens_there_and_back(self):
@@ -314,6 +314,7 @@ class Receipts(Case):
         receipt = self.receipt()
         self.assertIn("0123456789abcdef", self.replay({**receipt, "model_digest": "0123456789abcdef"})[2])
         self.assertIn("isobit-0", self.replay({**receipt, "contract": "isobit-0"})[2])
+        self.assertIn("use --dtype f16", self.replay({**receipt, "compute": "f16"}, "--dtype", "bf16")[2])
         for bad in ({}, [], {**receipt, "tokens": "x"}, {**receipt, "logits": []}, {**receipt, "isobit_receipt": 9}):
             code, _, err = self.replay(bad)
             self.assertEqual(code, 2)
