@@ -88,7 +88,7 @@ class Interrupt {
   void clear();
 };
 
-std::string human_bytes(uint64_t bytes);      // "1.5 MiB"
+std::string human_bytes(uint64_t bytes);         // "1.5 MiB"
 std::string read_file(const std::string& path);  // "-": stdin
 bool stdin_is_terminal();
 bool stderr_is_terminal();

@@ -23,10 +23,10 @@ struct EngineOptions {
   int32_t page_size = 16;
   int32_t pages = 0;  // of the KV cache; 0: enough for `max_requests` full contexts, at most 1/4 of free memory
   bool prefix_cache = true;
-  int32_t priority_steps = 100;  // steps of waiting that one level of Request::priority is worth
-  int32_t draft_tokens = 0;      // speculation: drafts a sequence and step, found in its own text; 0: none
+  int32_t priority_steps = 100;              // steps of waiting that one level of Request::priority is worth
+  int32_t draft_tokens = 0;                  // speculation: drafts a sequence and step, found in its own text; 0: none
   ComputeType compute = ComputeType::kAuto;  // bf16 or f16; auto: what the model is in
-  Progress progress;             // while weights load
+  Progress progress;                         // while weights load
 };
 
 struct EngineStats {

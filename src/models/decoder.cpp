@@ -82,8 +82,9 @@ class Decoder::Loader {
   const std::byte* scales_from(const Tensor& t, int64_t first) const {
     if (t.scale == nullptr) return nullptr;
     if (first % kFp8Block != 0) {
-      throw fail(ErrorCode::kUnsupported, "{}: tensor {} is cut at row {}, inside a block of {} rows that share a scale",
-                 file_.path(), t.name, first, kFp8Block);
+      throw fail(ErrorCode::kUnsupported,
+                 "{}: tensor {} is cut at row {}, inside a block of {} rows that share a scale", file_.path(), t.name,
+                 first, kFp8Block);
     }
     return t.scale + static_cast<size_t>(first / kFp8Block * fp8_blocks(t.columns())) * sizeof(float);
   }

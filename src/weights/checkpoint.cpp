@@ -65,7 +65,8 @@ void Checkpoint::find_scales() {
   for (Tensor& t : parts_.tensors) {
     if (!t.supported() || t.dtype != DType::kF8E4M3) continue;
     const Tensor* s = lookup(t.name + std::string(kScaleSuffix));
-    if (s != nullptr && s->dtype == DType::kF32 && s->rows() == blocks(t.rows()) && s->columns() == blocks(t.columns())) {
+    if (s != nullptr && s->dtype == DType::kF32 && s->rows() == blocks(t.rows()) &&
+        s->columns() == blocks(t.columns())) {
       t.scale = s->data;
     } else {
       t.unsupported_type = fmt::format("F8_E4M3 without {} × {} scales in F32 ({}{})", blocks(t.rows()),

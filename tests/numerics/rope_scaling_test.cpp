@@ -59,7 +59,8 @@ TEST(RopeScaling, YarnsRangeIsClipped) {
 }
 
 TEST(RopeScaling, WholeBelowIsFloor) {
-  for (const double x : {-2.5, -2.0, -1.5, -0.5, 0.0, 0.5, 1.0, 1.5, 2.5, 1e9 + 0.5}) EXPECT_EQ(whole_below(x), std::floor(x));
+  for (const double x : {-2.5, -2.0, -1.5, -0.5, 0.0, 0.5, 1.0, 1.5, 2.5, 1e9 + 0.5})
+    EXPECT_EQ(whole_below(x), std::floor(x));
 }
 
 TEST(RopeScaling, Magnitudes) {

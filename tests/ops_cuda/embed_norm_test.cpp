@@ -175,7 +175,8 @@ TEST(GpuSoftCap, EqualsTheRule) {
     const std::vector<float> got = values.get();
     int wrong = 0;
     for (size_t i = 0; i < count; i++) {
-      wrong += numerics::bits(got[i]) != numerics::bits(numerics::canonical(numerics::soft_capped(x[i], 30.0f))) ? 1 : 0;
+      wrong +=
+          numerics::bits(got[i]) != numerics::bits(numerics::canonical(numerics::soft_capped(x[i], 30.0f))) ? 1 : 0;
     }
     EXPECT_EQ(wrong, 0) << count;
     EXPECT_TRUE(values.guards_intact());
