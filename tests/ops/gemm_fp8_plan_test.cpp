@@ -29,7 +29,7 @@ void expect_sound(const GemmFp8Shape& s, const GemmFp8Plan& p, int sm_count) {
   EXPECT_GE(p.stages, 2);
   EXPECT_LE(p.stages, kGemmFp8MaxStages);
   EXPECT_LE(p.shared_bytes, 226 * 1024);
-  const int spare = p.shared_bytes - p.stages * gemm_fp8_stage_bytes(t, p.tile_m);
+  const int spare = p.shared_bytes - p.stages * gemm_fp8_stage_bytes(t, p.tile_m, p.scale_rows);
   EXPECT_GE(spare, 1024 + (64 * t.warpgroups - p.tile_m) * 4 + (p.staged ? p.tile_m * t.tile_n * 2 : 0));
   // The last slot of x is read 64 · warpgroups rows far; w's slots follow it.
   EXPECT_GE(p.stages * t.slices * t.tile_n, 64 * t.warpgroups - p.tile_m);

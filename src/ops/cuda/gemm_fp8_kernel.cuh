@@ -7,8 +7,9 @@
 // with x and its scales. The CTA is persistent: the ring runs on from tile to tile.
 //   many rows: two warpgroups; while one folds its p into acc, the tensor cores work for the other.
 //   few rows: one warpgroup with two sets of p; a block is multiplied while the one before it is folded.
-// w's rows may be `permuted`: in every 32, shared row 8q + 2j + i holds w's row 8j + 2q + i (a copy of five dimensions
-// does it), so that a thread's accumulators 4q + i of four q are eight neighbouring columns.
+// Grouped: each expert's rows of x meet its own matrix; how many rows an expert has is read on the
+// device. w's rows may be `permuted`: in every 32, shared row 8q + 2j + i holds w's row 8j + 2q + i (a copy of five
+// dimensions does it), so that a thread's accumulators 4q + i of four q are eight neighbouring columns.
 #include <cuda.h>
 
 #include <numeric>
@@ -30,19 +31,91 @@ namespace gemm_fp8_detail {
 
 constexpr uint32_t kBlockRow = 128;  // bytes of a row of one block of K
 
-// Tiles in the order in which they are walked: groups of group_m clusters along M, in a group all of N.
+// The rows of x and out that are an expert's, whatever the device's counts say within out.
+struct ExpertRows {
+  int first, count;
+};
+__device__ inline ExpertRows expert_rows(const GemmFp8Params& p, int expert) {
+  if (p.capacity > 0) return {expert * p.capacity, max(0, min(p.rows[expert], p.capacity))};
+  const int first = max(0, min(p.rows[expert], p.m));
+  return {first, max(0, min(p.rows[expert + 1], p.m) - first)};
+}
+
+// A tile of the output.
+struct Tile {
+  int row = 0, row_end = 0;      // of x and out: the tile's first, and the end of the rows that it may store
+  int column = 0;                // of out
+  int w_row = 0, scale_row = 0;  // of w and of its scales: an expert's first, if there are several, counted in
+};
+
+// Tiles in the order in which they are walked. Dense: groups of group_m clusters along M, in a group all of N. Grouped:
+// expert by expert, M before N, so that tiles with the same rows of w are neighbours; tiles_before (in shared memory)
+// has the number of tiles before each expert's first and, at the end, of all. Indices must not descend.
+template <bool kGrouped>
 struct TileWalk {
   const GemmFp8Params& p;
-  __device__ int count() const { return p.m_clusters * p.n_tiles; }
-  __device__ void at(int index, int& m_cluster, int& n_tile) const {
+  const int* tiles_before;
+  int rank;  // in a cluster along M
+  int expert = 0;
+
+  __device__ int count() const { return kGrouped ? tiles_before[p.experts] : p.m_clusters * p.n_tiles; }
+  __device__ Tile at(int index, int tile_n) {
+    if constexpr (kGrouped) {
+      return grouped(index, tile_n);
+    } else {
+      return dense(index, tile_n);
+    }
+  }
+
+ private:
+  __device__ Tile dense(int index, int tile_n) const {
     const int per_group = p.group_m * p.n_tiles;
     const int group = index / per_group, in_group = index % per_group;
     const int first = group * p.group_m;
     const int size = min(p.group_m, p.m_clusters - first);
-    m_cluster = first + in_group % size;
-    n_tile = in_group / size;
+    Tile t;
+    t.row = ((first + in_group % size) * p.cluster_m + rank) * p.tile_m;
+    t.row_end = p.m;
+    t.column = t.w_row = in_group / size * tile_n;
+    return t;
+  }
+  __device__ Tile grouped(int index, int tile_n) {
+    while (index >= tiles_before[expert + 1]) expert++;
+    const int in_expert = index - tiles_before[expert];
+    const ExpertRows rows = expert_rows(p, expert);
+    const int m_tiles = (rows.count + p.tile_m - 1) / p.tile_m;
+    Tile t;
+    t.row = rows.first + in_expert % m_tiles * p.tile_m;
+    t.row_end = rows.first + rows.count;
+    t.column = in_expert / m_tiles * tile_n;
+    t.w_row = expert * p.expert_rows + t.column;
+    t.scale_row = expert * p.n_blocks;
+    return t;
   }
 };
+
+// Fills tiles_before, by all threads of the CTA; the last word is scratch.
+__device__ inline void count_tiles(const GemmFp8Params& p, int* tiles_before) {
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int e = thread; e < p.experts; e += static_cast<int>(blockDim.x)) {
+    tiles_before[e + 1] = (expert_rows(p, e).count + p.tile_m - 1) / p.tile_m * p.n_tiles;
+  }
+  if (thread == 0) tiles_before[0] = 0;
+  __syncthreads();
+  if (thread >= 32) return;
+  int before = 0;
+  for (int first = 0; first < p.experts; first += 32) {
+    const int e = first + thread;
+    int sum = e < p.experts ? tiles_before[e + 1] : 0;
+#pragma unroll
+    for (int h = 1; h < 32; h *= 2) {
+      const int left = __shfl_up_sync(0xffffffff, sum, h);
+      if (thread >= h) sum += left;
+    }
+    if (e < p.experts) tiles_before[e + 1] = before + sum;
+    before += __shfl_sync(0xffffffff, sum, 31);
+  }
+}
 
 // Columns of a tile that surely share a scale of w: boundaries between blocks of 128 fall between units.
 template <GemmFp8Tile kTile>
@@ -61,11 +134,12 @@ struct WeightScales {
   __device__ static int first_block(int column, int part) {
     return (column + part * kTile.part_n() / kUnit<kTile> * kUnit<kTile>) / 128;
   }
-  __device__ void ask(const GemmFp8Params& p, int column, int chunk, int lane) {
+  __device__ void ask(const GemmFp8Params& p, const Tile& tile, int chunk, int lane) {
     const int k = chunk * 32 + lane;
 #pragma unroll
     for (int i = 0; i < kCount; i++) {
-      const int block = min(first_block(column, i / kScaleBlocks<kTile>) + i % kScaleBlocks<kTile>, p.n_blocks - 1);
+      const int first = first_block(tile.column, i / kScaleBlocks<kTile>);
+      const int block = tile.scale_row + min(first + i % kScaleBlocks<kTile>, p.n_blocks - 1);
       next[i] = k < p.k_blocks ? __ldg(p.w_scale + static_cast<int64_t>(block) * p.k_blocks + k) : 0.0f;
     }
   }
@@ -144,13 +218,14 @@ __device__ inline void store_eight(const GemmFp8Params& p, int64_t row, int colu
 
 // acc as wgmma.h lays it out; row: this thread's first in its tile, the other is 8 below.
 template <GemmFp8Tile kTile>
-__device__ inline void store_tile(const float (&acc)[kTile.tile_n / 2], const GemmFp8Params& p, int first_row, int row,
-                                  int column) {
+__device__ inline void store_tile(const float (&acc)[kTile.tile_n / 2], const GemmFp8Params& p, const Tile& tile,
+                                  int row) {
+  const int column = tile.column;
   const int quad_lane = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    const int in_tile = row + 8 * h, r = first_row + in_tile;
-    if (in_tile >= p.tile_m || r >= p.m) continue;
+    const int in_tile = row + 8 * h, r = tile.row + in_tile;
+    if (in_tile >= p.tile_m || r >= tile.row_end) continue;
     if constexpr (kTile.permuted) {
 #pragma unroll
       for (int g = 0; g < kTile.tile_n / 32; g++) {
@@ -229,7 +304,7 @@ struct RingPosition {
 }  // namespace gemm_fp8_detail
 
 // kIndex: of kGemmFp8Tiles.
-template <int kIndex>
+template <int kIndex, bool kGrouped>
 __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
     gemm_fp8_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
                     const __grid_constant__ CUtensorMap scale_map, const __grid_constant__ CUtensorMap out_map,
@@ -246,10 +321,13 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
   __shared__ uint64_t barriers[2 * kGemmFp8MaxStages];
   constexpr uint32_t kWSlice = kTile.tile_n * kBlockRow, kWStage = kSlices * kWSlice;
   const uint32_t full = uniform(kept_shared_address(barriers)), empty = full + 8 * kGemmFp8MaxStages;
-  const uint32_t x_ring = (uniform(kept_shared_address(shared_raw)) + 1023) & ~1023u;
+  // First, of grouped problems, the table of tiles.
+  int* tiles_before = reinterpret_cast<int*>(shared_raw);
+  const uint32_t table = kGrouped ? static_cast<uint32_t>(p.experts + 1) * 4 : 0;
+  const uint32_t x_ring = (uniform(kept_shared_address(shared_raw)) + table + 1023) & ~1023u;
   const uint32_t x_slice = static_cast<uint32_t>(p.tile_m) * kBlockRow, x_stage = kSlices * x_slice;
   const uint32_t w_ring = x_ring + static_cast<uint32_t>(p.stages) * x_stage;
-  const uint32_t scale_slice = static_cast<uint32_t>(p.tile_m) * 4;
+  const uint32_t scale_slice = static_cast<uint32_t>(p.scale_rows) * 4;
   const uint32_t scale_stage = (kSlices * scale_slice + 127) & ~127u;
   const uint32_t scale_ring = w_ring + static_cast<uint32_t>(p.stages) * kWStage;
 
@@ -258,7 +336,7 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
   const int rank = p.cluster_m > 1 ? uniform(static_cast<int>(cluster_rank())) : 0;
   const int first_tile = static_cast<int>(blockIdx.x) / p.cluster_m;
   const int clusters = static_cast<int>(gridDim.x) / p.cluster_m;
-  const TileWalk walk{p};
+  TileWalk<kGrouped> walk{p, tiles_before, rank};
 
   if (lane == 0 && warp == kWarpgroups * 4) prefetch_tensor_map(&w_map);
   if (lane == 0 && warp == kWarpgroups * 4 + 1) {
@@ -271,6 +349,10 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
       mbarrier_init(&barriers[kGemmFp8MaxStages + s], static_cast<uint32_t>(4 * kWarpgroups * p.cluster_m));
     }
     mbarrier_init_fence();
+  }
+  if constexpr (kGrouped) {
+    wait_for_predecessors();  // who counts the experts' rows
+    count_tiles(p, tiles_before);
   }
   if (p.cluster_m > 1) {
     cluster_sync();
@@ -288,14 +370,13 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
     at.phase = 1;
     if (role == 0) {
       // w: each CTA of a cluster copies its share of the rows to all of them.
-      const uint64_t policy = p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy();
+      const bool once = !kGrouped && p.m <= 64 * kWarpgroups;  // each row of w is asked for by one tile
+      const uint64_t policy = once ? evict_first_policy() : evict_normal_policy();
       const int share = kTile.tile_n / p.cluster_m;
       const auto mask = static_cast<uint16_t>((1 << p.cluster_m) - 1);
       const uint32_t ring = w_ring + static_cast<uint32_t>(rank * share) * kBlockRow;
       for (int tile = first_tile; tile < walk.count(); tile += clusters) {
-        int mc, nt;
-        walk.at(tile, mc, nt);
-        const int row = nt * kTile.tile_n + rank * share;
+        const int row = walk.at(tile, kTile.tile_n).w_row + rank * share;
         for (int stage = 0; stage < p.k_stages; stage++) {
           const uint32_t bar = full + 8 * at.slot, to = ring + static_cast<uint32_t>(at.slot) * kWStage;
           mbarrier_wait(empty + 8 * at.slot, at.phase);
@@ -327,9 +408,7 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
       const uint32_t bytes = kSlices * (static_cast<uint32_t>(p.x_load) * kBlockRow + scale_slice);
       wait_for_predecessors();
       for (int tile = first_tile; tile < walk.count(); tile += clusters) {
-        int mc, nt;
-        walk.at(tile, mc, nt);
-        const int row = (mc * p.cluster_m + rank) * p.tile_m;
+        const int row = walk.at(tile, kTile.tile_n).row;
         for (int stage = 0; stage < p.k_stages; stage++) {
           const uint32_t bar = full + 8 * at.slot, to = x_ring + static_cast<uint32_t>(at.slot) * x_stage;
           mbarrier_wait(empty + 8 * at.slot, at.phase);
@@ -343,8 +422,8 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
                 tma_load_3d(to + j * x_slice, &x_map, bar, 0, row, stage * kSlices + j, policy);
               }
             }
-            tma_load_2d(scale_ring + static_cast<uint32_t>(at.slot) * scale_stage, &scale_map, bar, row,
-                        stage * kSlices, policy);
+            tma_load_2d(scale_ring + static_cast<uint32_t>(at.slot) * scale_stage, &scale_map, bar,
+                        kGrouped ? row & ~3 : row, stage * kSlices, policy);
           }
           __syncwarp();
           at.step(p.stages);
@@ -404,11 +483,12 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
     struct Scales {
       float x[kGroup][2];
     };
+    uint32_t tile_scales = own_scales;  // scales arrive from a multiple of four rows on
     const auto load_scales = [&](int i, int slot) {
       Scales s;
 #pragma unroll
       for (int g = 0; g < kGroup; g++) {
-        const uint32_t at = own_scales + static_cast<uint32_t>(slot) * scale_stage +
+        const uint32_t at = tile_scales + static_cast<uint32_t>(slot) * scale_stage +
                             static_cast<uint32_t>(i / kTile.parts * kGroup + g) * scale_slice;
         s.x[g][0] = load_shared(at);
         s.x[g][1] = load_shared(at + 32);
@@ -456,27 +536,22 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
       for (int g = 0; g < kGroup; g++) pin_registers(temp[t][g]);
     };
 
-    const auto column_of = [&](int tile) {
-      int mc, nt;
-      walk.at(tile, mc, nt);
-      return nt * kTile.tile_n;
-    };
-    if (first_tile < walk.count()) w_scales.ask(p, column_of(first_tile), 0, lane);
+    if (first_tile < walk.count()) w_scales.ask(p, walk.at(first_tile, kTile.tile_n), 0, lane);
     wait_for_predecessors();  // before the first write
     RingPosition at;
     for (int tile = first_tile; tile < walk.count(); tile += clusters) {
-      int mc, nt;
-      walk.at(tile, mc, nt);
-      const int column = nt * kTile.tile_n;
+      const Tile here = walk.at(tile, kTile.tile_n);
+      const int column = here.column;
+      if constexpr (kGrouped) tile_scales = own_scales + static_cast<uint32_t>(here.row % 4) * 4;
       // w's scales of the blocks from `stage` on, at the first stage of each 32 blocks.
       const auto next_scales = [&](int stage) {
         if (stage * kSlices % 32 != 0) return;
         w_scales.advance();
         const int chunk = stage * kSlices / 32 + 1;
         if (chunk * 32 < p.k_blocks) {
-          w_scales.ask(p, column, chunk, lane);
+          w_scales.ask(p, here, chunk, lane);
         } else if (tile + clusters < walk.count()) {
-          w_scales.ask(p, column_of(tile + clusters), 0, lane);
+          w_scales.ask(p, walk.at(tile + clusters, kTile.tile_n), 0, lane);
         }
       };
 #pragma unroll
@@ -536,13 +611,13 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
         }
         for (; stage < p.k_stages; stage++) run_stages(stage, std::integral_constant<int, 1>());
       }
-      if constexpr (kWarpgroups == 2 && kTile.permuted) {
+      if constexpr (kWarpgroups == 2 && kTile.permuted && !kGrouped) {
         if (p.staged) {
-          stage_tile<kTile>(acc, p, &out_map, staging, (mc * p.cluster_m + rank) * p.tile_m, column);
+          stage_tile<kTile>(acc, p, &out_map, staging, here.row, column);
           continue;
         }
       }
-      store_tile<kTile>(acc, p, (mc * p.cluster_m + rank) * p.tile_m, row, column);
+      store_tile<kTile>(acc, p, here, row);
     }
     if (p.staged) tma_store_wait<0>();
   }

@@ -6,10 +6,10 @@
 
 namespace isobit::cuda {
 
-template <int kIndex>
+template <int kIndex, bool kGrouped = false>
 void launch_gemm_fp8_tile(const GemmFp8Plan& plan, const GemmFp8Maps& maps, const GemmFp8Params& params,
                           cudaStream_t stream) {
-  auto* kernel = gemm_fp8_kernel<kIndex>;
+  auto* kernel = gemm_fp8_kernel<kIndex, kGrouped>;
   allow_shared_memory("gemm_fp8", kernel, static_cast<size_t>(plan.shared_bytes));
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.ctas));

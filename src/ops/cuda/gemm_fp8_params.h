@@ -13,14 +13,19 @@ struct GemmFp8Params {
   int group_m = 1;
   int cluster_m = 1;
   int stages = 0, tile_m = 0;
-  int x_load = 0;  // rows of x that are asked for: of a single tile those that exist
+  int scale_rows = 0;  // of x's scales in a stage
+  int x_load = 0;      // rows of x that are asked for: of a single tile those that exist
   bool staged = false;
   GemmFp8Out out_type = GemmFp8Out::kBF16;
   bool even = false, wide = false;  // rows of out stand at whole pairs, and at whole 16 bytes
   bool add = false;                 // to what out holds (kF32)
   int64_t out_stride = 0;           // elements
   const float* bias = nullptr;      // [columns] or null
-  const float* w_scale = nullptr;   // [n_blocks, k_blocks]
+  const float* w_scale = nullptr;   // [n_blocks, k_blocks], of each expert
+  // Grouped: `experts` matrices of expert_rows stored rows each. Rows of x and out: rows[e] to rows[e + 1], or, where
+  // capacity is not 0, rows[e] of them from e · capacity on.
+  int experts = 0, expert_rows = 0, capacity = 0;
+  const int32_t* rows = nullptr;
   void* out = nullptr;
 };
 

@@ -42,8 +42,8 @@ double estimate_us(const GemmFp8Shape& s, const GemmFp8Plan& p) {
 
 }  // namespace
 
-int gemm_fp8_stage_bytes(const GemmFp8Tile& t, int tile_m) {
-  return t.slices * (tile_m + t.tile_n) * kBlockBytes + static_cast<int>(round_up(t.slices * tile_m * 4, 128));
+int gemm_fp8_stage_bytes(const GemmFp8Tile& t, int tile_m, int scale_rows) {
+  return t.slices * (tile_m + t.tile_n) * kBlockBytes + static_cast<int>(round_up(t.slices * scale_rows * 4, 128));
 }
 
 int gemm_fp8_tile_m(const GemmFp8Shape& s, int tile_index, int cluster_m) {
@@ -68,12 +68,12 @@ GemmFp8Plan gemm_fp8_plan_for(const GemmFp8Shape& s, int tile_index, int cluster
   GemmFp8Plan p;
   p.tile_index = tile_index;
   p.cluster_m = cluster_m;
-  p.tile_m = tile_m;
+  p.tile_m = p.scale_rows = tile_m;
   p.staged = staged;
   const GemmFp8Tile& t = p.tile();
   p.m_tiles = static_cast<int>(ceil_div(s.m, tile_m));
   p.n_tiles = static_cast<int>(ceil_div(s.n, t.tile_n));
-  const int stage_bytes = gemm_fp8_stage_bytes(t, tile_m);
+  const int stage_bytes = gemm_fp8_stage_bytes(t, tile_m, p.scale_rows);
   // To align the ring, and for what is read behind it: the tensor cores take 64 rows a warpgroup, whatever the tile has
   // (behind x's slots stand w's, behind the scales this).
   const int spare = 1024 + 512 + (staged ? tile_m * t.tile_n * 2 : 0);
@@ -114,7 +114,7 @@ GemmFp8Plan plan_for_few_rows(const GemmFp8Shape& s, int sm_count) {
   // Where half the shared memory holds most of what a CTA reads, the next kernel's CTAs begin to fetch in the rest.
   const int tile_m = gemm_fp8_tile_m(s, best, 1);
   const bool half = busiest(best) * s.k <= 140 * 1024 &&
-                    (kSharedHalf - 1536) / gemm_fp8_stage_bytes(kGemmFp8Tiles[best], tile_m) >= 4;
+                    (kSharedHalf - 1536) / gemm_fp8_stage_bytes(kGemmFp8Tiles[best], tile_m, tile_m) >= 4;
   return gemm_fp8_plan_for(s, best, 1, tile_m, sm_count, half ? kSharedHalf : kSharedWhole);
 }
 
@@ -135,6 +135,31 @@ GemmFp8Plan gemm_fp8_plan(const GemmFp8Shape& s, int sm_count) {
     }
   }
   return best;
+}
+
+GemmFp8Plan grouped_gemm_fp8_plan_for(const GemmFp8Shape& s, int64_t experts, int tile_index, int tile_m,
+                                      int sm_count) {
+  GemmFp8Plan p;
+  p.tile_index = tile_index;
+  p.tile_m = tile_m;
+  p.scale_rows = tile_m + 4;
+  p.n_tiles = static_cast<int>(ceil_div(s.n, p.tile().tile_n));
+  const int table = static_cast<int>(round_up((experts + 1) * 4, 1024));  // tiles before each expert
+  const int stage_bytes = gemm_fp8_stage_bytes(p.tile(), tile_m, p.scale_rows), spare = 1024 + 512 + table;
+  p.stages = std::clamp((kSharedWhole - spare) / stage_bytes, 2, kGemmFp8MaxStages);
+  p.shared_bytes = p.stages * stage_bytes + spare;
+  p.ctas = sm_count;
+  return p;
+}
+
+GemmFp8Plan grouped_gemm_fp8_plan(const GemmFp8Shape& s, int64_t experts, int64_t expected_m, int sm_count) {
+  // Few rows: w's bytes bound the time; the wide tile of one warpgroup, with room for half as many rows again as are
+  // expected, since those that an expert has more cost a second tile. Many: the tile of the dense case.
+  static_assert(kGemmFp8Tiles[kGroupedFewTile].warpgroups == 1 && kGemmFp8Tiles[kGroupedManyTile].warpgroups == 2);
+  const bool few = expected_m <= 48;
+  const int64_t rows = few ? std::clamp<int64_t>(round_up(expected_m + expected_m / 2 + 4, 8), 8, 64) : 128;
+  return grouped_gemm_fp8_plan_for(s, experts, few ? kGroupedFewTile : kGroupedManyTile, static_cast<int>(rows),
+                                   sm_count);
 }
 
 }  // namespace isobit::cuda

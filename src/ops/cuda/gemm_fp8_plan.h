@@ -34,6 +34,7 @@ constexpr int kGemmFp8MaxStages = 16;
 struct GemmFp8Plan {
   int tile_index = 0;   // in kGemmFp8Tiles
   int tile_m = 0;       // rows of x a CTA loads and stores: a multiple of 8, at most 64 · warpgroups
+  int scale_rows = 0;   // of x's scales in a stage: tile_m; grouped, where tiles begin at any row, four more
   int cluster_m = 1;    // CTAs along M that share w's tile
   bool staged = false;  // outputs leave through shared memory, while the next tile is computed
   int stages = 0;
@@ -54,7 +55,7 @@ struct GemmFp8Shape {
 };
 
 // Bytes of one stage of the ring.
-int gemm_fp8_stage_bytes(const GemmFp8Tile& tile, int tile_m);
+int gemm_fp8_stage_bytes(const GemmFp8Tile& tile, int tile_m, int scale_rows);
 // True where this tile, cluster and number of rows can serve the shape.
 bool gemm_fp8_fits(const GemmFp8Shape& shape, int tile_index, int cluster_m, int tile_m);
 // True where the outputs of such a tile can leave through shared memory (if they are of 16 bits and stand at 16 bytes).
@@ -67,5 +68,12 @@ GemmFp8Plan gemm_fp8_plan_for(const GemmFp8Shape& shape, int tile_index, int clu
 int gemm_fp8_tile_m(const GemmFp8Shape& shape, int tile_index, int cluster_m);
 // The fastest by estimate.
 GemmFp8Plan gemm_fp8_plan(const GemmFp8Shape& shape, int sm_count);
+
+// Grouped: `shape` is of all experts' rows together and of one expert's matrix; expected_m: rows that an expert is
+// likely to have. How many tiles there are is known on the device alone, so there is a CTA for each SM.
+constexpr int kGroupedFewTile = 5, kGroupedManyTile = 8;  // the tiles that have a grouped kernel
+GemmFp8Plan grouped_gemm_fp8_plan_for(const GemmFp8Shape& shape, int64_t experts, int tile_index, int tile_m,
+                                      int sm_count);
+GemmFp8Plan grouped_gemm_fp8_plan(const GemmFp8Shape& shape, int64_t experts, int64_t expected_m, int sm_count);
 
 }  // namespace isobit::cuda
