@@ -185,9 +185,11 @@ GemmDraw draw_gemm(Dice& dice) {
   g.epilogue = static_cast<Epilogue>(dice.range(0, 4));
   g.type = dice.one_in(3) ? DType::kF16 : DType::kBF16;
   g.m = dice.one_in(3) ? dice.range(1, 20) : dice.log_uniform(4096);
+  const bool whole = dice.one_in(2);
   g.n = dice.log_uniform(std::min<int64_t>(8192, kMostOutputs / g.m));
+  if (whole) g.n = (g.n + 7) / 8 * 8;
   g.k = dice.log_uniform(std::min(kMostWeights / (2 * g.n), kMostWeights / g.m));
-  if (dice.one_in(2)) g.n = (g.n + 7) / 8 * 8, g.k = (g.k + 63) / 64 * 64;
+  if (whole) g.k = (g.k + 63) / 64 * 64;
   g.bias = !g.gated() && dice.one_in(3);
   return g;
 }
