@@ -122,6 +122,7 @@ class Step {
     slots_.set(slots);
     positions_.set(positions);
     tokens_.poison(), status_.poison(), top_ids_.poison(), logprobs_.poison(), top_logprobs_.poison();
+    cuda::check(cudaDeviceSynchronize(), "poison");  // the tests' streams do not wait for it
   }
 
   SampleArgs args(bool count_output) const {
