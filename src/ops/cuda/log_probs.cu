@@ -3,7 +3,7 @@
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
-#include "ops/cuda/sample_device.h"
+#include "ops/cuda/sample_select.h"
 
 namespace isobit::cuda {
 namespace {
@@ -20,20 +20,20 @@ __global__ __launch_bounds__(kSampleThreads, 2) void log_probs_kernel(LogProbArg
   const int target = a.targets[i];
   if (target < 0) return;
   const Row row = make_row(a.logits, i, a.vocab, nullptr, nullptr);
-  const ThreadScan scan = scan_row<false>(row, part, true, Noise{});
+  const ThreadScan scan =
+      with_reader(row, true, [&](const auto& reader) { return scan_row<false>(reader, part, Noise{}, nullptr); });
   const bool bad = __syncthreads_or(scan.bad() || target >= row.vocab) != 0;
   const Winner best = cta_best(s, {numerics::order_key(scan.best), static_cast<uint32_t>(scan.where)});
   const uint32_t largest = cta_max(s, 0, numerics::order_key(scan.largest));
-  const ClusterScan c = exchange_scan(s, 0, part, best, largest, bad);
-  uint64_t sum = 0;
+  const ClusterScan c = exchange_scan(s, 0, part, best, largest, 0, bad);
+  uint64_t sum = 0, none = 0;
   if (c.ok) {
-    for_each_group(row, part, true, [&](int, const float4& y) {
-      sum += mass(y.x, c.largest) + mass(y.y, c.largest) + mass(y.z, c.largest) + mass(y.w, c.largest);
-    });
+    with_reader(row, true,
+                [&](const auto& reader) { list_and_sum(s, reader, part, c.largest, -kMinusInfinity, sum, none); });
   }
   sum = cta_sum(s, sum);
   if (static_cast<int>(threadIdx.x) < part.size) *peer(&s.sums[0][0][part.rank], static_cast<int>(threadIdx.x)) = sum;
-  hopper::cluster_sync();
+  publish();
   sum = sum_over_ranks(s.sums[0][0], part);
   if (part.rank != 0 || threadIdx.x != 0) return;
   a.status[i] = c.ok ? kSampled : kNotFinite;

@@ -43,38 +43,68 @@ template <bool kNoise>
 __device__ __noinline__ ThreadScan first_pass(SampleShared& s, bool raw) {
   const Row row = s.row;
   const Noise noise = s.noise;
-  return scan_row<kNoise>(row, cluster_part(), raw, noise);
+  BlockMaxima* maxima = kNoise || raw ? nullptr : &s.histogram.maxima;
+  return with_reader(row, raw,
+                     [&](const auto& reader) { return scan_row<kNoise>(reader, cluster_part(), noise, maxima); });
 }
 
 // The CTA's winner among all tokens, from the bounds of the first pass.
-__device__ __noinline__ Winner winner_of_all(SampleShared& s, const ThreadScan scan) {
+__device__ __noinline__ Winner winner_of_all(SampleShared& s, ThreadScan scan) {
   const Row row = s.row;
   const ClusterPart part = cluster_part();
   const Noise noise = s.noise;
   const auto each = [&](int group, auto&& f) {
     const float4 z = group_values(row, group, false);
     const numerics::PhiloxWords w = noise_words(noise, group);
-    f(z.x, w.w[0], 0), f(z.y, w.w[1], 1), f(z.z, w.w[2], 2), f(z.w, w.w[3], 3);
+#pragma unroll 1
+    for (int j = 0; j < 4; j++) {
+      f(j == 0   ? z.x
+        : j == 1 ? z.y
+        : j == 2 ? z.z
+                 : z.w,
+        j == 0   ? w.w[0]
+        : j == 1 ? w.w[1]
+        : j == 2 ? w.w[2]
+                 : w.w[3],
+        j);
+    }
   };
-  const uint32_t key = numerics::order_key(scan.best), top = cta_max(s, 0, key);
-  const bool any = scan.best > kMinusInfinity;
+  // The cheap bound is infinite for r < 2^9, once in eight million tokens.
+  const auto refine = [&](float& bound, int group) {
+    if (bound < -kMinusInfinity) return;
+    bound = kMinusInfinity;
+    each(group, [&](float z, uint32_t r, int) { bound = fmaxf(bound, fine_score_above(z, r)); });
+  };
+  refine(scan.best, scan.where);
+  refine(scan.second, scan.where2);
+  const float best = fmaxf(scan.best, scan.second);
+  const uint32_t key = numerics::order_key(best), top = cta_max(s, 0, key);
+  const bool any = best > kMinusInfinity;
   if (any && key == top) {
     float below = kMinusInfinity;
-    each(scan.where, [&](float z, uint32_t r, int) { below = fmaxf(below, score_below(z, r)); });
+    each(scan.best >= scan.second ? scan.where : scan.where2,
+         [&](float z, uint32_t r, int) { below = fmaxf(below, fine_score_below(z, r)); });
     atomicMax(&s.bound, numerics::order_key(below));
   }
   __syncthreads();
   const float floor = bound_floor(s);
-  Winner w;
-  const auto evaluate = [&](int group) {
-    each(group, [&](float z, uint32_t r, int j) {
-      if (score_above(z, r) >= floor) consider(w, z, r, static_cast<uint32_t>(group * 4 + j));
-    });
-  };
-  if (any && scan.second >= floor) {
-    for (int g = part.first; g < row.groups; g += part.stride) evaluate(g);
+  // Nearly always the best group alone; the second of a thread in one CTA of a hundred, all of its groups never.
+  int group = scan.where, end = group, step = 1;
+  if (any && scan.third >= floor) {
+    group = part.first, end = row.groups, step = part.stride;
+  } else if (any && scan.second >= floor) {
+    group = min(scan.where, scan.where2);
+    end = max(scan.where, scan.where2) + 1;  // the same group where it was seen twice, its touched tokens apart
+    step = max(end - 1 - group, 1);
   } else if (any && scan.best >= floor) {
-    evaluate(scan.where);
+    end = group + 1;
+  }
+  Winner w;
+#pragma unroll 1
+  for (; group < end; group += step) {
+    each(group, [&](float z, uint32_t r, int j) {
+      if (fine_score_above(z, r) >= floor) consider(w, z, r, static_cast<uint32_t>(group * 4 + j));
+    });
   }
   return cta_best(s, w);
 }
@@ -102,8 +132,8 @@ __device__ __noinline__ Winner winner_among(SampleShared& s, const Source& sourc
   };
   float best = kMinusInfinity, below = kMinusInfinity;
   each([&](float z, uint32_t r, uint32_t) {
-    const float b = score_above(z, r);
-    if (b > best) best = b, below = score_below(z, r);
+    const float b = fine_score_above(z, r);
+    if (b > best) best = b, below = fine_score_below(z, r);
   });
   const uint32_t key = numerics::order_key(best), top = cta_max(s, 0, key);
   if (best > kMinusInfinity && key == top) atomicMax(&s.bound, numerics::order_key(below));
@@ -112,11 +142,11 @@ __device__ __noinline__ Winner winner_among(SampleShared& s, const Source& sourc
   Winner w;
   if (best > kMinusInfinity && best >= floor) {
     each([&](float z, uint32_t r, uint32_t id) {
-      if (score_above(z, r) >= floor) consider(w, z, r, id);
+      if (fine_score_above(z, r) >= floor) consider(w, z, r, id);
     });
   }
   w = cta_best(s, w);
-  return exchange_scan(s, 1, part, w, 0, false).winner;
+  return exchange_scan(s, 1, part, w, 0, 0, false).winner;
 }
 
 // Filters and noise over a list that the first CTA has sorted.
@@ -140,31 +170,62 @@ __device__ __noinline__ Winner winner_of_sorted(SampleShared& s, const SlotSetti
   return cta_best(s, w);
 }
 
-// How the tokens that a row's filters can keep are listed.
-__device__ int list_bin(SampleShared& s, const SlotSettings& slot, float thread_largest, float largest) {
+// How many of a CTA's tokens at least the list of the row's k best shall hold.
+__device__ int share_of(int k, const ClusterPart& part) { return (k + part.size - 1) / part.size; }
+// So many that the threads' maxima would give too low a floor.
+__device__ bool many(int k, const ClusterPart& part) { return k > part.stride / 2; }
+
+// The value from which on tokens are listed: the row's filters probably keep no others. `reached` is one that
+// top_k tokens reach, if not many.
+__device__ float list_floor(SampleShared& s, const SlotSettings& slot, float thread_largest, float largest,
+                            float reached) {
   const Row row = s.row;
   const ClusterPart part = cluster_part();
-  const uint64_t k = static_cast<uint64_t>(slot.top_k);
-  if (slot.top_k > part.stride / 2) {  // the threads' maxima would give too low a threshold
-    const uint64_t about = k + k / 4 + 256;
+  if (slot.top_k != 0 && !many(slot.top_k, part)) return reached;
+  if (slot.top_k != 0) {
+    const uint64_t k = static_cast<uint64_t>(slot.top_k), about = k + k / 4 + 256;
     const uint64_t share = (about << 32) / static_cast<uint64_t>(row.vocab);
-    return threshold_by_sample(s, largest, share < (uint64_t{1} << 32) ? share : 0xffffffff);
+    return bin_floor(largest, threshold_by_sample(s, largest, share < (uint64_t{1} << 32) ? share : 0xffffffff));
   }
-  if (slot.top_k != 0) return threshold_by_count(s, thread_largest, largest, k);
-  if (slot.top_p != 0) return threshold_by_tail(s, thread_largest, largest, slot.top_p);
-  // min-p keeps distances up to -min_log2·ln 2: in the next bin at the latest.
-  return distance_bin(0.0f, slot.min_p_log2 * kLn2F) + 1;
+  if (slot.top_p != 0) return bin_floor(largest, threshold_by_tail(s, thread_largest, largest, slot.top_p));
+  // min-p keeps distances up to -min_log2·ln 2, and what rounding adds to them.
+  return largest + slot.min_p_log2 * kLn2F * 1.001f - fabsf(largest) * 0x1p-20f;
+}
+
+// top-p over a list that holds its nucleus: the best score of all listed tokens is the sample if it lies in the
+// nucleus, which the masses before it say; else all that are below it in order are out as well, and the best of the
+// others is asked. One round in 1/p; false after kRounds.
+__device__ __noinline__ bool winner_in_nucleus(SampleShared& s, const Source& source, Filter filter, uint64_t top_p,
+                                               uint64_t all, Winner& winner) {
+  constexpr int kRounds = 6;
+  for (int i = 0; i < kRounds; i++) {
+    winner = winner_among(s, source, filter);
+    const float4 v = group_values(s.row, static_cast<int>(winner.id / 4), false);
+    const uint32_t j = winner.id % 4;
+    filter.cutoff = numerics::candidate_key(j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w, winner.id) + 1;
+    const uint64_t before = mass_from(s, source, filter.cutoff, filter.largest);
+    if (numerics::top_p_keeps(before, top_p, all)) return true;
+    __syncthreads();
+    if (threadIdx.x == 0) s.bound = 0;
+    __syncthreads();
+  }
+  return false;
 }
 
 // The winner, to all threads of the first CTA at least.
 __device__ __noinline__ Winner sample_filtered(SampleShared& s, const SlotSettings& slot, float thread_largest,
-                                               float largest) {
+                                               float largest, float reached) {
   const ClusterPart part = cluster_part();
-
   const bool has_k = slot.top_k != 0, has_p = slot.top_p != 0;
   const bool masses = has_p && !has_k;
-  const int bin = list_bin(s, slot, thread_largest, largest);
-  const Collected c = collect(s, 0, false, thread_largest, largest, {bin, 0, masses});
+  Wanted wanted{list_floor(s, slot, thread_largest, largest, reached), 0};
+  Collected c = collect(s, 0, false, largest, wanted, masses ? Look::kMasses : Look::kList);
+  int stage = 0;
+  if (masses && c.fits && numerics::top_p_keeps(c.listed, slot.top_p, c.all)) {  // the guess was too high
+    wanted.floor -= 0.25f + 0.25f * fabsf(largest - wanted.floor);
+    stage = 2;
+    c = collect(s, stage, false, largest, wanted, Look::kMasses);
+  }
   uint64_t all = c.all;
   Source source;
   source.count = c.mine;
@@ -172,7 +233,7 @@ __device__ __noinline__ Winner sample_filtered(SampleShared& s, const SlotSettin
                            : has_p ? !numerics::top_p_keeps(c.listed, slot.top_p, all)
                                    : true);
   if (source.list && c.total <= kSortCapacity) {
-    sort_lists(s, 0, static_cast<int>(c.total));
+    sort_lists(s, stage, static_cast<int>(c.total));
     Winner w;
     if (part.rank == 0) w = winner_of_sorted(s, slot, largest, static_cast<int>(c.total), all);
     hopper::cluster_wait();
@@ -182,6 +243,8 @@ __device__ __noinline__ Winner sample_filtered(SampleShared& s, const SlotSettin
   filter.has_min = slot.has_min_p;
   filter.min_log2 = slot.min_p_log2;
   filter.largest = largest;
+  Winner w;
+  if (masses && source.list && winner_in_nucleus(s, source, filter, slot.top_p, all, w)) return w;
   if (has_k) filter.cutoff = cut(s, source, largest, {false, static_cast<uint64_t>(slot.top_k), 0, 0});
   if (has_k && has_p) all = mass_from(s, source, filter.cutoff, largest);
   if (has_p) filter.cutoff = cut(s, source, largest, {true, 0, slot.top_p, all});
@@ -190,19 +253,18 @@ __device__ __noinline__ Winner sample_filtered(SampleShared& s, const SlotSettin
 
 // Rule N14 of the chosen token and the best ones. `scan` and `largest`: of the values asked for.
 __device__ __noinline__ void write_logprobs(SampleShared& s, const SampleArgs& a, int64_t i, bool raw,
-                                            const SlotSettings& slot, float thread_largest, float largest, int token) {
+                                            const SlotSettings& slot, float reached, float largest, int token) {
   const Row row = s.row;
   const ClusterPart part = cluster_part();
   const int wanted = slot.top_logprobs < row.vocab ? slot.top_logprobs : row.vocab;
   const int top = a.top_ids != nullptr ? wanted : 0;
-  const int bin = top > 0 ? threshold_by_count(s, thread_largest, largest, static_cast<uint64_t>(top)) : -1;
-  Collected c = collect(s, 1, raw, thread_largest, largest, {bin, 0, true});
+  Collected c = collect(s, 1, raw, largest, {top > 0 ? reached : -kMinusInfinity, 0}, Look::kMasses);
   int stage = 1;
   if (top > 0 && c.total > kSortCapacity) {
     Source source;
     source.raw = raw;
     const uint64_t cutoff = find_cut(s, source, largest, {false, static_cast<uint64_t>(top), 0, 0});
-    c.total = collect(s, 2, raw, thread_largest, largest, {kDistanceBins, cutoff, false}).total;
+    c.total = collect(s, 2, raw, largest, {kMinusInfinity, cutoff}, Look::kListAll).total;
     stage = 2;
   }
   if (top > 0) sort_lists(s, stage, static_cast<int>(c.total));
@@ -248,28 +310,35 @@ __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, cons
   Winner w;
   if (slot.greedy) w = cta_best(s, {numerics::order_key(scan.best), static_cast<uint32_t>(scan.where)});
   if (noisy) w = winner_of_all(s, scan);
-  ClusterScan c = exchange_scan(s, 0, part, w, cta_max(s, 1, numerics::order_key(scan.largest)), bad);
+  // How many of the best tokens are to be listed: by the filters, else by the log-probabilities of the same values.
+  const bool want_top = wants_logprobs && a.top_ids != nullptr && slot.top_logprobs > 0;
+  const bool raw = wants_logprobs && !slot.processed_logprobs && !row.plain;
+  const int best = !filtered ? (want_top && !raw ? slot.top_logprobs : 0) : many(slot.top_k, part) ? 0 : slot.top_k;
+  const uint32_t key = numerics::order_key(scan.largest), largest = cta_max(s, 1, key);
+  const uint32_t reached = best != 0 ? cta_reached(key, largest, share_of(best, part)) : 0;
+  ClusterScan c = exchange_scan(s, 0, part, w, largest, reached, bad);
   if (!c.ok) {
     if (part.rank == 0) write_failure(a, i, kNotFinite, wants_logprobs);
     return;
   }
-  w = filtered ? sample_filtered(s, slot, scan.largest, c.largest) : c.winner;
+  w = filtered ? sample_filtered(s, slot, scan.largest, c.largest, c.reached) : c.winner;
   if (part.rank == 0 && threadIdx.x == 0) {
     a.tokens[i] = static_cast<int32_t>(w.id);
     a.status[i] = kSampled;
   }
   if (!wants_logprobs || (a.logprobs == nullptr && a.top_ids == nullptr)) return;
-  const bool raw = !slot.processed_logprobs && !row.plain;
-  if (raw) {
-    scan.largest = first_pass<false>(s, true).largest;
+  if (raw || (filtered && want_top)) {
+    if (raw) scan.largest = first_pass<false>(s, true).largest;
     const bool raw_bad = __syncthreads_or(scan.largest != scan.largest) != 0;
-    c = exchange_scan(s, 2, part, Winner{}, cta_max(s, 2, numerics::order_key(scan.largest)), raw_bad);
+    const uint32_t mine = numerics::order_key(scan.largest), most = cta_max(s, 2, mine);
+    const uint32_t top = want_top ? cta_reached(mine, most, share_of(slot.top_logprobs, part)) : 0;
+    c = exchange_scan(s, 2, part, Winner{}, most, top, raw_bad);
     if (!c.ok) {
       if (part.rank == 0) write_no_logprobs(a, i);
       return;
     }
   }
-  write_logprobs(s, a, i, raw, slot, scan.largest, c.largest, static_cast<int>(w.id));
+  write_logprobs(s, a, i, raw, slot, c.reached, c.largest, static_cast<int>(w.id));
 }
 
 // The drafted tokens from the root to the row into s.drafted; to all threads how many, or -1 where they are no path.
@@ -390,7 +459,10 @@ __global__ __launch_bounds__(kSampleThreads, 2) void sample_kernel(const __grid_
     s.row = r;
     s.noise = noise;
   }
-  hopper::cluster_sync();  // every CTA of the cluster runs: from here on they may write to each other
+  // Every CTA of the cluster runs: from here on they may write to each other. Nothing has been written yet.
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  hopper::cluster_wait();
+  __syncthreads();
   hopper::wait_for_predecessors();
   if (active && drafts && slot.counts && find_drafted(s, p.a, row, slot) < 0) {
     if (part.rank == 0) write_failure(p.a, row, kBadDraft, slot.top_logprobs >= 0);

@@ -24,6 +24,18 @@ __device__ T* peer(T* p, int rank) {
   return q;
 }
 
+// hopper::cluster_sync() with a fence of one warp in place of all: for what the CTA's first warp has written, and for
+// what all its threads wrote before the CTA's last barrier.
+__device__ inline void publish_arrive() {
+  if (threadIdx.x < 32) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+  __syncwarp();
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ inline void publish() {
+  publish_arrive();
+  hopper::cluster_wait();
+}
+
 struct ClusterPart {
   int rank, size, first, stride;  // groups of four tokens: first, first + stride, …
 };
@@ -55,6 +67,7 @@ __device__ inline float key_value(uint64_t key) {
   return numerics::from_bits((u >> 31) != 0 ? u & 0x7fffffff : ~u);
 }
 __device__ inline uint32_t key_id(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
+constexpr uint32_t kMinusInfinityKey = 0x007fffff;
 __device__ inline float order_value(uint32_t key) { return key_value(static_cast<uint64_t>(key) << 32); }
 
 // Rule N14. Keys have lost the sign of a zero; where it could show, in a row of one token, the rule gives +0.
@@ -176,57 +189,39 @@ __device__ inline float4 group_values(const Row& r, int group, bool raw) {
   return raw || r.plain ? y : process_group(r, group, y);
 }
 
-constexpr int kBatch = 5;  // groups in flight: at 16 CTAs a row of 151936 is one batch
+constexpr int kAhead = 5;   // groups in flight a thread: at 16 CTAs a row of 151936 has no more
+constexpr int kBlocks = 8;  // runs of groups of which a first pass keeps each thread's maximum
 
-// Asks the L2 for the lines of a thread's batch from `first` on.
-__device__ inline void prefetch_batch(const Row& r, int first, const ClusterPart& part) {
-  if (threadIdx.x % 8 != 0) return;
-#pragma unroll
-  for (int u = 0; u < kBatch; u++) {
-    const int group = first + u * part.stride;
-    if (group < r.groups) asm volatile("prefetch.global.L2 [%0];" ::"l"(r.y + static_cast<int64_t>(group) * 4));
+// How a row's values are had: loops over it are made for each kind of row, as small as that kind allows.
+template <bool kAligned, bool kMarked>
+struct RowReader {
+  static constexpr bool kMarks = kMarked;  // tokens to look at one by one, or a mask
+  const Row& row;
+  float factor;
+
+  // A group's raw logits; -infinity where the row has no such group.
+  __device__ float4 load(int group) const {
+    float4 y = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
+    if (group >= row.groups) return y;
+    if constexpr (kAligned) return aligned_group(row, group);
+    const float* p = row.y + static_cast<int64_t>(group) * 4;
+    const int left = row.vocab - group * 4;
+    y.x = __ldcg(p);
+    if (left > 1) y.y = __ldcg(p + 1);
+    if (left > 2) y.z = __ldcg(p + 2);
+    if (left > 3) y.w = __ldcg(p + 3);
+    return y;
   }
-}
+};
 
-// This thread's raw logits of groups first, first + stride, …; those past the end are -infinity.
-__device__ inline void load_batch(const Row& r, int first, const ClusterPart& part, float4 (&y)[kBatch]) {
-#pragma unroll
-  for (int u = 0; u < kBatch; u++) y[u] = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
-  if (r.aligned) {
-#pragma unroll
-    for (int u = 0; u < kBatch; u++) {
-      const int group = first + u * part.stride;
-      if (group < r.groups) y[u] = aligned_group(r, group);
-    }
-  } else {
-    const float* p = r.y + static_cast<int64_t>(first) * 4;
-#pragma unroll
-    for (int u = 0; u < kBatch; u++) {
-      const int left = r.vocab - (first + u * part.stride) * 4;
-      const float* q = p + static_cast<int64_t>(u) * part.stride * 4;
-      if (left > 0) y[u].x = __ldcg(q);
-      if (left > 1) y[u].y = __ldcg(q + 1);
-      if (left > 2) y[u].z = __ldcg(q + 2);
-      if (left > 3) y[u].w = __ldcg(q + 3);
-    }
-  }
-  prefetch_batch(r, first + kBatch * part.stride, part);
-}
-
-// f(group, four values) for this thread's groups, ascending.
+// f(reader) of the row's kind. raw: its logits as they are.
 template <typename F>
-__device__ void for_each_group(const Row& r, const ClusterPart& part, bool raw, F&& f) {
-  const bool process = !(raw || r.plain);
-#pragma unroll 1
-  for (int first = part.first; first < r.groups; first += kBatch * part.stride) {
-    float4 y[kBatch];
-    load_batch(r, first, part, y);
-#pragma unroll
-    for (int u = 0; u < kBatch; u++) {
-      const int group = first + u * part.stride;
-      if (group < r.groups) f(group, process ? process_group(r, group, y[u]) : y[u]);
-    }
+__device__ auto with_reader(const Row& row, bool raw, F&& f) {
+  const float factor = raw ? 1.0f : row.factor;
+  if (raw || (row.touched == nullptr && row.allowed == nullptr)) {
+    return row.aligned ? f(RowReader<true, false>{row, factor}) : f(RowReader<false, false>{row, factor});
   }
+  return row.aligned ? f(RowReader<true, true>{row, factor}) : f(RowReader<false, true>{row, factor});
 }
 
 struct Noise {
@@ -278,7 +273,7 @@ __device__ inline numerics::PhiloxWords noise_words(const NoiseStream& n, int gr
 }
 
 // Bounds of rule N15's score in cheap f32. With u = (r + ½)/2^32 the noise is -ln(-ln(1 - u)); u ≤ -ln(1 - u) ≤ u/(1 -
-// u), and u lies between floor(r/2^9)·2^-23 and that plus 2^-23. kScoreMargin and the relative part cover lg2.approx's
+// u), and u is at least floor(r/2^9)·2^-23. kScoreMargin and the relative part cover lg2.approx's
 // error (2^-22) and the roundings here; compare an upper bound with score_floor(lower bound).
 __device__ inline float fast_log2(float x) {
   float y;
@@ -290,10 +285,15 @@ __device__ inline float score_above(float z, uint32_t r) {
   const float u = __fadd_rn(numerics::from_bits(0x3f800000 | (r >> 9)), -1.0f);
   return __fmaf_rn(-kLn2F, fast_log2(u), z);
 }
-__device__ inline float score_below(float z, uint32_t r) {
-  const float v = __fadd_rn(numerics::from_bits(0x3f800000 | (r >> 9)), -1.0f);
-  const float u = __fadd_rn(v, 0x1p-23f);
-  return __fmaf_rn(-kLn2F, __fadd_rn(fast_log2(u), -fast_log2(__fadd_rn(1.0f, -u))), z);
+// The same from all 32 bits of r, for where the bounds of the best have to be near each other: u is known to 2^-22 of
+// itself.
+__device__ inline float fine_score_above(float z, uint32_t r) {
+  const float u = __fmaf_rd(__uint2float_rd(r), 0x1p-32f, 0x1p-33f);
+  return __fmaf_rn(-kLn2F, fast_log2(u), z);
+}
+__device__ inline float fine_score_below(float z, uint32_t r) {
+  const float u = __fmaf_ru(__uint2float_ru(r), 0x1p-32f, 0x1p-33f);
+  return __fmaf_rn(-kLn2F, __fadd_rn(fast_log2(u), -fast_log2(__fadd_rd(1.0f, -u))), z);
 }
 __device__ inline float score_floor(float below) { return below - 2e-4f - fabsf(below) * 0x1p-19f; }
 
@@ -302,7 +302,9 @@ struct ThreadScan {
   float largest = kMinusInfinity;  // NaN if there is one
   float best = kMinusInfinity;     // with noise: of the upper bounds
   float second = kMinusInfinity;   // with noise: of the groups other than the best one
+  float third = kMinusInfinity;    // with noise: of those other than the best two
   int where = 0;                   // with noise: the best bound's group; without: the largest value's id
+  int where2 = 0;                  // with noise: the second bound's group
   __device__ bool bad() const { return largest != largest; }
 };
 
@@ -314,83 +316,95 @@ __device__ inline float max_nan(float a, float b) {  // NaN if either is
 __device__ inline float largest_of(const float4& z) { return fmaxf(fmaxf(z.x, z.y), fmaxf(z.z, z.w)); }
 
 template <bool kNoise>
-__device__ void scan_group(ThreadScan& s, int group, const float4& z, const NoiseStream& noise) {
+__device__ float scan_group(ThreadScan& s, int group, const float4& z, const NoiseStream& noise) {
   const float m = max_nan(max_nan(z.x, z.y), max_nan(z.z, z.w));
   s.largest = max_nan(s.largest, m);
   if constexpr (kNoise) {
     const numerics::PhiloxWords w = noise_words(noise, group);
     const float b = largest_of(make_float4(score_above(z.x, w.w[0]), score_above(z.y, w.w[1]), score_above(z.z, w.w[2]),
                                            score_above(z.w, w.w[3])));
+    s.third = fmaxf(s.third, fminf(s.second, b));
+    if (b > s.second) s.where2 = group;
     s.second = fmaxf(s.second, fminf(s.best, b));
     if (b > s.best) {
-      s.best = b;
+      s.where2 = s.where;
       s.where = group;
+      s.best = b;
     }
   } else if (m >= s.best) {
     const int id = group * 4 + (z.x == m ? 0 : z.y == m ? 1 : z.z == m ? 2 : 3);
     if (m > s.best || id < s.where) s.where = id;
     s.best = m;
   }
+  return m;
 }
 
-// Tokens that have more than a temperature are left out of the streaming loop and seen one by one after it.
-template <bool kNoise>
-__device__ ThreadScan scan_row(const Row& r, const ClusterPart& part, bool raw, const Noise& noise) {
-  const NoiseStream stream = noise_stream(noise);
-  const uint32_t* touched = raw ? nullptr : r.touched;
-  const uint32_t* allowed = raw ? nullptr : r.allowed;
-  const float factor = raw ? 1.0f : r.factor;
-  ThreadScan s;
-  const auto scan_touched = [&](int group) {
-    const uint32_t bits = touched_bits(touched, group);
+// A block is this many of a thread's groups, one after the other: 64 at most.
+static_assert(numerics::kMaxVocabulary / 4 / kSampleThreads <= (64 - kAhead) * kBlocks);
+__device__ inline int block_groups(const Row& r, const ClusterPart& part) {
+  const int all = (r.groups + part.stride - 1) / part.stride;
+  return ((all + kBlocks - 1) / kBlocks + kAhead - 1) / kAhead * kAhead;
+}
+
+using BlockMaxima = float[kBlocks][kSampleThreads];
+
+// Scans this thread's marked groups of a block, bit i being its i-th from `first` on. Each lane goes on to its own next
+// one: a warp's few are had in one or two rounds.
+template <bool kNoise, typename Reader>
+__device__ float scan_touched(ThreadScan& s, const Reader& reader, const ClusterPart& part, int first, uint64_t left,
+                              const NoiseStream& stream) {
+  const Row& r = reader.row;
+  float m = kMinusInfinity;
+#pragma unroll 1
+  for (; left != 0; left &= left - 1) {
+    const int group = first + (__ffsll(static_cast<long long>(left)) - 1) * part.stride;
     const float4 none = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
-    float4 z = touched_group(r, group, bits, raw_group(r, group), none);
-    if (allowed != nullptr) z = masked(z, touched_bits(allowed, group));
-    scan_group<kNoise>(s, group, z, stream);
-  };
-  uint64_t left = 0;  // bit i: this thread's i-th group, counted from `block`, has touched tokens
-  int block = part.first, place = 0;
-  // Each lane goes on to its own next one: a warp's few are had in one or two rounds.
-  const auto visit_touched = [&] {
-#pragma unroll 1
-    for (; left != 0; left &= left - 1) scan_touched(block + (__ffsll(static_cast<long long>(left)) - 1) * part.stride);
-  };
-#pragma unroll 1
-  for (int first = part.first; first < r.groups; first += kBatch * part.stride) {
-    float4 y[kBatch];
-    load_batch(r, first, part, y);
-    if (touched != nullptr) {
-#pragma unroll
-      for (int u = 0; u < kBatch; u++) {
-        const int group = first + u * part.stride;
-        const uint32_t bits = group < r.groups ? touched_bits(touched, group) : 0;
-        if (bits != 0) left |= uint64_t{1} << (place + u);
-        if ((bits & 1) != 0) y[u].x = kMinusInfinity;
-        if ((bits & 2) != 0) y[u].y = kMinusInfinity;
-        if ((bits & 4) != 0) y[u].z = kMinusInfinity;
-        if ((bits & 8) != 0) y[u].w = kMinusInfinity;
-      }
-    }
-    if (allowed != nullptr) {
-#pragma unroll
-      for (int u = 0; u < kBatch; u++) {
-        const int group = first + u * part.stride;
-        if (group < r.groups) y[u] = masked(y[u], touched_bits(allowed, group));
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kBatch; u++) {
-      const int group = first + u * part.stride;
-      if (group < r.groups) scan_group<kNoise>(s, group, times(y[u], factor), stream);
-    }
-    place += kBatch;
-    if (place + kBatch > 64) {
-      visit_touched();
-      block = first + kBatch * part.stride;
-      place = 0;
-    }
+    float4 z = touched_group(r, group, touched_bits(r.touched, group), raw_group(r, group), none);
+    if (r.allowed != nullptr) z = masked(z, touched_bits(r.allowed, group));
+    m = fmaxf(m, scan_group<kNoise>(s, group, z, stream));
   }
-  visit_touched();
+  return m;
+}
+
+// Tokens that have more than a temperature are left out of the streaming loop and seen after each block of it. Maxima
+// of blocks are kept where `maxima` is not null.
+template <bool kNoise, typename Reader>
+__device__ ThreadScan scan_row(const Reader& reader, const ClusterPart& part, const Noise& noise, BlockMaxima* maxima) {
+  const NoiseStream stream = noise_stream(noise);
+  const Row& r = reader.row;
+  const int each = block_groups(r, part);
+  ThreadScan s;
+  int block = 0;
+#pragma unroll 1
+  for (int first = part.first; first < r.groups; first += each * part.stride) {
+    float most = kMinusInfinity;
+    uint64_t left = 0;
+#pragma unroll 1
+    for (int i = 0; i < each; i += kAhead) {
+      const int at = first + i * part.stride;
+      if (at >= r.groups) break;
+      float4 y[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; u++) y[u] = reader.load(at + u * part.stride);
+#pragma unroll
+      for (int u = 0; u < kAhead; u++) {
+        const int group = at + u * part.stride;
+        if constexpr (Reader::kMarks) {
+          const bool in = group < r.groups;
+          const uint32_t bits = in && r.touched != nullptr ? touched_bits(r.touched, group) : 0;
+          if (bits != 0) left |= uint64_t{1} << (i + u);
+          uint32_t keep = 15 ^ bits;
+          if (in && r.allowed != nullptr) keep &= touched_bits(r.allowed, group);
+          y[u] = masked(y[u], keep);
+        }
+        most = fmaxf(most, scan_group<kNoise>(s, group, times(y[u], reader.factor), stream));
+      }
+    }
+    if constexpr (Reader::kMarks) {
+      most = fmaxf(most, scan_touched<kNoise>(s, reader, part, first, left, stream));
+    }
+    if (maxima != nullptr) (*maxima)[block++][threadIdx.x] = most;
+  }
   return s;
 }
 
@@ -402,12 +416,12 @@ struct Winner {
 
 struct Exchange {  // from one CTA to every other
   Winner winner;
-  uint32_t largest, bad;
+  uint32_t largest, reached, bad;
 };
 
 constexpr int kHistogramBins = 2048;  // of a level of the exact selection
 constexpr int kDistanceBins = 768;
-constexpr int kListCapacity = 4096;  // candidates a CTA keeps
+constexpr int kListCapacity = 6144;  // candidates a CTA keeps
 constexpr int kSortCapacity = kSampleThreads;
 constexpr int kStages = 3;
 
@@ -427,6 +441,7 @@ struct SampleShared {
   uint64_t distance_totals[kDistanceBins];
   uint64_t unsorted[kSortCapacity], pulled[kSortCapacity], sorted[kSortCapacity];
   union {
+    BlockMaxima maxima;  // of the last scan of processed values without noise
     uint64_t masses[kHistogramBins];
     uint32_t numbers[kHistogramBins];
     uint32_t limbs[3][kDistanceBins];
@@ -441,6 +456,31 @@ __device__ inline uint32_t cta_max(SampleShared& s, int place, uint32_t key) {
   if (lane == 0) s.warp_keys[place][threadIdx.x / 32] = m;
   __syncthreads();
   return __reduce_max_sync(kAllLanes, s.warp_keys[place][lane % kSampleWarps]);
+}
+
+// A key that at least `count` of the CTA's threads have or exceed, and few more than that; 0 where there are fewer.
+// `largest` is the largest one.
+__device__ __noinline__ inline uint32_t cta_reached(uint32_t key, uint32_t largest, int count) {
+  const int enough = count + count / 4 + 4;
+  uint32_t low = largest, high = largest;        // fewer than `count` are above `high`
+  for (uint32_t step = 1u << 20;; step <<= 2) {  // the last step is 0
+    low = step != 0 && largest > step ? largest - step : 0;
+    const int n = __syncthreads_count(key >= low);
+    if (low == 0 || (n >= count && n <= enough)) return low;
+    if (n >= count) break;
+    high = low - 1;
+  }
+  while (low < high) {
+    const uint32_t middle = low + (high - low + 1) / 2;
+    const int n = __syncthreads_count(key >= middle);
+    if (n < count) {
+      high = middle - 1;
+      continue;
+    }
+    low = middle;
+    if (n <= enough) break;
+  }
+  return low;
 }
 
 // The sum over the CTA, to all threads.
@@ -495,20 +535,22 @@ __device__ inline Winner cta_best(SampleShared& s, const Winner& w) {
 struct ClusterScan {
   Winner winner;
   float largest;
-  bool ok;  // no NaN, no +infinity, a finite value
+  float reached;  // the least of the CTAs' `reached`
+  bool ok;        // no NaN, no +infinity, a finite value
 };
 __device__ inline ClusterScan exchange_scan(SampleShared& s, int stage, const ClusterPart& part, const Winner& winner,
-                                            uint32_t largest, bool bad) {
+                                            uint32_t largest, uint32_t reached, bool bad) {
   if (static_cast<int>(threadIdx.x) < part.size) {
-    *peer(&s.from[stage][part.rank], static_cast<int>(threadIdx.x)) = {winner, largest, bad ? 1u : 0u};
+    *peer(&s.from[stage][part.rank], static_cast<int>(threadIdx.x)) = {winner, largest, reached, bad ? 1u : 0u};
   }
-  hopper::cluster_sync();
+  publish();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const bool has = lane < part.size;
   const Exchange e = s.from[stage][has ? lane : 0];
   ClusterScan c;
   c.winner = warp_best(has ? e.winner : Winner{});
   c.largest = order_value(__reduce_max_sync(kAllLanes, has ? e.largest : 0));
+  c.reached = order_value(max(kMinusInfinityKey, __reduce_min_sync(kAllLanes, has ? e.reached : 0xffffffff)));
   const bool any_bad = __any_sync(kAllLanes, has && e.bad != 0) != 0;
   c.ok = !any_bad && c.largest > kMinusInfinity && c.largest < -kMinusInfinity;
   return c;

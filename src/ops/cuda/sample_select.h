@@ -81,7 +81,8 @@ __device__ __noinline__ inline int first_bin(SampleShared& s, CutGoal goal) {
 // The cluster's s.distances into s.distance_totals, for first_bin.
 __device__ __noinline__ inline void add_distances(SampleShared& s) {
   const ClusterPart part = cluster_part();
-  hopper::cluster_sync();
+  __syncthreads();
+  publish();
   for (int i = static_cast<int>(threadIdx.x); i < kDistanceBins; i += kSampleThreads) {
     uint64_t total = 0;
 #pragma unroll
@@ -99,16 +100,6 @@ __device__ inline int find_bin(SampleShared& s, const CutGoal& goal) {
 __device__ inline void clear_distances(SampleShared& s) {
   for (int i = static_cast<int>(threadIdx.x); i < kDistanceBins; i += kSampleThreads) s.distances[i] = 0;
   __syncthreads();
-}
-
-// A bin that at least `count` tokens reach, if as many threads have tokens.
-__device__ __noinline__ inline int threshold_by_count(SampleShared& s, float thread_largest, float largest,
-                                                      uint64_t count) {
-  const Row row = s.row;
-  const ClusterPart part = cluster_part();
-  clear_distances(s);
-  if (part.first < row.groups) atomicAdd(&s.distances[distance_bin(largest, thread_largest)], 1u);
-  return find_bin(s, {false, count, 0, 0});
 }
 
 // A bin that probably holds that share (of 2^32) of all tokens: from each thread's first four tokens.
@@ -157,18 +148,13 @@ __device__ __noinline__ inline int threshold_by_tail(SampleShared& s, float thre
   return first_bin(s, {false, goal, 0, 0});
 }
 
-// The distance bins up to `bin` hold the values v of which fsub(v, largest) <= bin_floor(bin) is false.
-__device__ inline float bin_floor(int bin) {
-  if (bin < 0) return -kMinusInfinity;
-  if (bin >= kDistanceBins - 1) return numerics::from_bits(numerics::kNaN32);
-  return -numerics::from_bits(static_cast<uint32_t>(kFirstDistance + bin + 1) << kDistanceShift);
+// A value that the tokens of distance bins up to `bin` reach, or nearly: a guess as the bin is.
+__device__ inline float bin_floor(float largest, int bin) {
+  if (bin >= kDistanceBins - 1) return kMinusInfinity;
+  const uint32_t distance = static_cast<uint32_t>(kFirstDistance + bin + 1) << kDistanceShift;
+  return numerics::fsub(largest, numerics::from_bits(distance));
 }
 
-struct Wanted {  // what collect() lists: values in bins up to `bin`, with keys of at least `cutoff`
-  int bin;
-  uint64_t cutoff;
-  bool masses;  // of all tokens and of the listed ones
-};
 struct Collected {
   bool fits;       // every CTA's list holds all that it should
   uint32_t total;  // over the cluster
@@ -176,50 +162,169 @@ struct Collected {
   uint64_t all, listed;
 };
 
-// Lists what is wanted of a group and returns its mass.
-__device__ __noinline__ inline uint64_t list_group(SampleShared& s, int group, float4 v, float largest, float floor,
-                                                   uint64_t cutoff) {
+// Which tokens collect() lists: values from `floor` up with keys from `cutoff` up.
+struct Wanted {
+  float floor;
+  uint64_t cutoff;
+};
+
+// Lists the wanted ones of a group, by whatever lanes are there. Out of line, and without unrolled code, as all that
+// the streaming loops seldom need: what does not fit the instruction cache costs more than it does.
+__device__ __noinline__ inline void list_by_lane(SampleShared& s, const float4 z, int group, const Wanted wanted) {
+#pragma unroll 1
+  for (int j = 0; j < 4; j++) {
+    const float v = j == 0 ? z.x : j == 1 ? z.y : j == 2 ? z.z : z.w;
+    const int id = group * 4 + j;
+    if (!(v >= wanted.floor) || id >= s.row.vocab) continue;
+    const uint64_t key = numerics::candidate_key(v, static_cast<uint32_t>(id));
+    if (key < wanted.cutoff) continue;
+    const uint32_t at = atomicAdd(&s.list_count, 1u);
+    if (at < kListCapacity) s.list[at] = key;
+  }
+}
+
+// The same by a whole warp; returns the masses of what the lane listed.
+__device__ __noinline__ inline uint64_t list_by_warp(SampleShared& s, const float4 z, int group, float floor,
+                                                     float largest) {
+  const uint32_t lane = threadIdx.x % 32, below = (1u << lane) - 1;
   uint64_t listed = 0;
 #pragma unroll 1
   for (int j = 0; j < 4; j++) {
-    const float z = v.x;
-    v = make_float4(v.y, v.z, v.w, v.x);
+    const float v = j == 0 ? z.x : j == 1 ? z.y : j == 2 ? z.z : z.w;
     const int id = group * 4 + j;
-    if (numerics::fsub(z, largest) <= floor || id >= s.row.vocab) continue;
-    const uint64_t key = numerics::candidate_key(z, static_cast<uint32_t>(id));
-    if (key < cutoff) continue;
-    listed += mass(z, largest);
-    const uint32_t at = atomicAdd(&s.list_count, 1u);
-    if (at < kListCapacity) s.list[at] = key;
+    const bool in = v >= floor && id < s.row.vocab;
+    const uint32_t lanes = __ballot_sync(kAllLanes, in);
+    if (lanes == 0) continue;
+    uint32_t at = 0;
+    if (lane == 0) at = atomicAdd(&s.list_count, static_cast<uint32_t>(__popc(lanes)));
+    at = __shfl_sync(kAllLanes, at, 0) + static_cast<uint32_t>(__popc(lanes & below));
+    if (!in) continue;
+    listed += mass(v, largest);
+    if (at < kListCapacity) s.list[at] = numerics::candidate_key(v, static_cast<uint32_t>(id));
   }
   return listed;
 }
 
-__device__ __noinline__ inline Collected collect(SampleShared& s, int stage, bool raw, float thread_largest,
-                                                 float largest, const Wanted& wanted) {
+__device__ inline float4 one_of(const float4 (&z)[kAhead], int u) {
+  float4 v = z[0];
+#pragma unroll
+  for (int i = 1; i < kAhead; i++) {
+    if (u == i) v = z[i];
+  }
+  return v;
+}
+
+template <typename Reader>
+__device__ float4 row_values(const Reader& reader, int group, const float4& y) {
+  if constexpr (Reader::kMarks) {
+    return group < reader.row.groups ? process_group(reader.row, group, y) : y;
+  } else {
+    return times(y, reader.factor);
+  }
+}
+
+// Only what is wanted, from the blocks whose maximum reaches the floor; from all where maxima are not known.
+template <typename Reader>
+__device__ void list_wanted(SampleShared& s, const Reader& reader, const ClusterPart& part, const Wanted& wanted,
+                            bool has_maxima) {
+  const Row& r = reader.row;
+  const int each = block_groups(r, part);
+  int block = 0;
+#pragma unroll 1
+  for (int first = part.first; first < r.groups; first += each * part.stride, block++) {
+    if (has_maxima && !(s.histogram.maxima[block][threadIdx.x] >= wanted.floor)) continue;
+#pragma unroll 1
+    for (int i = 0; i < each; i += kAhead) {
+      const int at = first + i * part.stride;
+      if (at >= r.groups) break;
+      float4 y[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; u++) y[u] = reader.load(at + u * part.stride);
+      uint32_t some = 0;
+#pragma unroll
+      for (int u = 0; u < kAhead; u++) {
+        y[u] = row_values(reader, at + u * part.stride, y[u]);
+        some |= largest_of(y[u]) >= wanted.floor ? 1u << u : 0;
+      }
+#pragma unroll 1
+      for (; some != 0; some &= some - 1) {
+        const int u = __ffs(static_cast<int>(some)) - 1;
+        list_by_lane(s, one_of(y, u), at + u * part.stride, wanted);
+      }
+    }
+  }
+}
+
+// A sum of masses: halves in 32 bits, of less than 1024 tokens between two calls of fold().
+struct MassSum {
+  uint64_t sum = 0;
+  uint32_t high = 0, low = 0;
+  __device__ void add(const MassHalves& m) {
+    high += m.high;
+    low += m.low;
+  }
+  __device__ void fold() {
+    sum += (static_cast<uint64_t>(high) << 22) + low;
+    high = low = 0;
+  }
+};
+
+// All masses, and a list of the values from `floor` up with its masses.
+template <typename Reader>
+__device__ void list_and_sum(SampleShared& s, const Reader& reader, const ClusterPart& part, float largest, float floor,
+                             uint64_t& all_masses, uint64_t& listed_masses) {
+  const Row& r = reader.row;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  MassSum all;
+  uint64_t listed = 0;
+  int folded = 0;
+#pragma unroll 1
+  for (int first = part.first - lane; first < r.groups;
+       first += kAhead * part.stride) {  // a warp's lanes stay together
+    float4 z[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; u++) z[u] = reader.load(first + lane + u * part.stride);
+    uint32_t some = 0;
+#pragma unroll
+    for (int u = 0; u < kAhead; u++) {
+      z[u] = row_values(reader, first + lane + u * part.stride, z[u]);
+      for (const float v : {z[u].x, z[u].y, z[u].z, z[u].w}) {
+        all.add(mass_halves(ex2(numerics::relative_log2(v, largest))));
+      }
+      some |= largest_of(z[u]) >= floor ? 1u << u : 0;
+    }
+    some = __reduce_or_sync(kAllLanes, some);
+#pragma unroll 1
+    for (; some != 0; some &= some - 1) {
+      const int u = __ffs(static_cast<int>(some)) - 1;
+      listed += list_by_warp(s, one_of(z, u), first + lane + u * part.stride, floor, largest);
+    }
+    if (++folded % 32 == 0) all.fold();
+  }
+  all.fold();
+  all_masses = all.sum;
+  listed_masses = listed;
+}
+
+enum class Look { kList, kListAll, kMasses };  // by blocks' maxima; without them; all masses too
+
+__device__ __noinline__ inline Collected collect(SampleShared& s, int stage, bool raw, float largest,
+                                                 const Wanted& wanted, Look look) {
   const Row row = s.row;
   const ClusterPart part = cluster_part();
   if (threadIdx.x == 0) s.list_count = 0;
   __syncthreads();
   uint64_t all = 0, listed = 0;
-  if (wanted.masses || distance_bin(largest, thread_largest) <= wanted.bin) {
-    const float floor = bin_floor(wanted.bin);
-    if (wanted.masses) {
-      for_each_group(row, part, raw, [&](int group, const float4& v) {
-        all += mass(v.x, largest) + mass(v.y, largest) + mass(v.z, largest) + mass(v.w, largest);
-        if (!(numerics::fsub(largest_of(v), largest) <= floor))
-          listed += list_group(s, group, v, largest, floor, wanted.cutoff);
-      });
+  with_reader(row, raw, [&](const auto& reader) {
+    if (look == Look::kMasses) {
+      list_and_sum(s, reader, part, largest, wanted.floor, all, listed);
     } else {
-#pragma unroll 1
-      for (int group = part.first; group < row.groups; group += part.stride) {
-        list_group(s, group, group_values(row, group, raw), largest, floor, wanted.cutoff);
-      }
+      list_wanted(s, reader, part, wanted, look == Look::kList);
     }
-  }
+  });
   __syncthreads();
   const uint32_t count = s.list_count;
-  if (wanted.masses) {
+  if (look == Look::kMasses) {
     all = cta_sum(s, all);
     listed = cta_sum(s, listed);
   }
@@ -229,7 +334,7 @@ __device__ __noinline__ inline Collected collect(SampleShared& s, int stage, boo
     *peer(&s.sums[stage][0][part.rank], to) = all;
     *peer(&s.sums[stage][1][part.rank], to) = listed;
   }
-  hopper::cluster_sync();
+  publish();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint32_t counted = lane < part.size ? s.counts[stage][lane] : 0;
   Collected c;
@@ -246,7 +351,7 @@ __device__ __noinline__ inline Collected collect(SampleShared& s, int stage, boo
 __device__ __noinline__ inline void sort_lists(SampleShared& s, int stage, int total) {
   const ClusterPart part = cluster_part();
   if (part.rank != 0) {
-    hopper::cluster_arrive();
+    publish_arrive();
     return;
   }
   const int i = static_cast<int>(threadIdx.x);
@@ -257,8 +362,8 @@ __device__ __noinline__ inline void sort_lists(SampleShared& s, int stage, int t
     key = peer(s.list, rank)[at];
     s.unsorted[i] = key;
   }
-  hopper::cluster_arrive();
   __syncthreads();
+  publish_arrive();
   if (i < total) {
     int above = 0;
     for (int j = 0; j < total; j++) above += s.unsorted[j] > key ? 1 : 0;
@@ -427,7 +532,7 @@ __device__ __noinline__ inline uint64_t mass_from(SampleShared& s, const Source&
   if (static_cast<int>(threadIdx.x) < part.size) {
     *peer(&s.sums[1][0][part.rank], static_cast<int>(threadIdx.x)) = sum;
   }
-  hopper::cluster_sync();
+  publish();
   return sum_over_ranks(s.sums[1][0], part);
 }
 
