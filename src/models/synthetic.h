@@ -20,8 +20,8 @@ struct SyntheticShape {
 const SyntheticShape& synthetic_shape(std::string_view name);
 
 // A llama-architecture checkpoint of that shape in BF16: matrices uniform in ±0.035, norms 1, from the seed. Matrices
-// are views of one random block, so that it costs the memory of the largest. No tokenizer. fp8: the layers' matrices are
-// block-scaled.
+// are views of one random block, so that it costs the memory of the largest. No tokenizer. fp8: the layers' matrices
+// are block-scaled.
 std::shared_ptr<const Checkpoint> synthetic_checkpoint(const SyntheticShape& shape, uint64_t seed, bool fp8 = false);
 
 }  // namespace isobit

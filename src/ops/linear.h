@@ -12,7 +12,8 @@ struct WeightPart {
   DType dtype = DType::kBF16;
   int64_t rows = 0, cols = 0;
   const std::byte* data = nullptr;
-  const std::byte* scale = nullptr;  // kF8E4M3: f32 [⌈rows/128⌉, ⌈cols/128⌉], a weight is e4m3 · scale; may be unaligned
+  const std::byte* scale =
+      nullptr;  // kF8E4M3: f32 [⌈rows/128⌉, ⌈cols/128⌉], a weight is e4m3 · scale; may be unaligned
 };
 
 enum class LinearForm : uint8_t {

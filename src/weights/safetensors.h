@@ -19,8 +19,8 @@ struct SafetensorsLimits {
 };
 
 // Maps the file and reads its header. `__metadata__` becomes the metadata (strings); F32, F16, BF16 and
-// block-scaled F8_E4M3 tensors can be used, others can be listed (Tensor::unsupported_type). Tensor data has no alignment beyond its element's place in the
-// file. Throws Error as load_gguf does.
+// block-scaled F8_E4M3 tensors can be used, others can be listed (Tensor::unsupported_type). Tensor data has no
+// alignment beyond its element's place in the file. Throws Error as load_gguf does.
 Checkpoint load_safetensors(const std::string& path);
 
 // The same from memory, which must outlive the Checkpoint. `name` opens messages.

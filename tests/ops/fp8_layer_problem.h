@@ -30,7 +30,8 @@ struct Fp8Matrix {
       v = static_cast<uint8_t>(r.bits());
       if ((v & 0x7f) == 0x7f) v = 0x21;
     }
-    for (float& s : scales) s = std::ldexp(1.0f + static_cast<float>(r.below(1000)) / 1000.0f, static_cast<int>(r.range(-14, -9)));
+    for (float& s : scales)
+      s = std::ldexp(1.0f + static_cast<float>(r.below(1000)) / 1000.0f, static_cast<int>(r.range(-14, -9)));
   }
   WeightPart part() const {
     return {DType::kF8E4M3, rows, k, reinterpret_cast<const std::byte*>(values.data()),
