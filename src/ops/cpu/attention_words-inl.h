@@ -54,7 +54,7 @@ struct Words16 {
 };
 
 // Not inlined: the steps should broadcast from memory, which is a load, rather than from registers.
-HWY_NOINLINE void SetWords(const float* values, Words16& a) {
+inline HWY_NOINLINE void SetWords(const float* values, Words16& a) {
   const DF df;
   const DI di;
   auto largest = hn::Zero(di), mantissas = hn::Zero(di);
@@ -73,7 +73,7 @@ HWY_NOINLINE void SetWords(const float* values, Words16& a) {
   a.plain = top >> 23 <= kSharedTop && hn::GetLane(hn::SumOfLanes(di, mantissas)) < kMantissas;
 }
 
-void SetPairs(Words16& a) {
+inline void SetPairs(Words16& a) {
   for (int i = 0; i < 8; i++) a.below_pairs[i] = (a.below[2 * i] & 0xffff) | (a.below[2 * i + 1] & 0xffff0000);
 }
 
@@ -150,8 +150,8 @@ HWY_INLINE bool ColumnsStep(const uint16_t* const* v, size_t j, const Words16* c
 using Blocks = std::bitset<128>;  // of 2·kLanes columns
 
 // All columns for up to kMostRows rows. Returns the blocks that are left undone.
-HWY_NOINLINE Blocks Columns(const uint16_t* const* v, size_t dim, const Words16* const* p, float* const* o, size_t rows,
-                            Ahead& ahead) {
+inline HWY_NOINLINE Blocks Columns(const uint16_t* const* v, size_t dim, const Words16* const* p, float* const* o,
+                                   size_t rows, Ahead& ahead) {
   Blocks undone;
   for (size_t j = 0; j < dim; j += 2 * kLanes) {
     ahead.go();
@@ -221,8 +221,8 @@ HWY_INLINE bool KeysStep(const uint32_t* pairs, size_t stride, size_t dim, const
 }
 
 // `count` keys for up to kMostRows rows. Returns a bit for each kLanes keys that are left undone.
-HWY_NOINLINE uint64_t Keys(const uint32_t* pairs, size_t count, size_t dim, const Words16* const* q,
-                           float* const* score, size_t rows, Ahead& ahead) {
+inline HWY_NOINLINE uint64_t Keys(const uint32_t* pairs, size_t count, size_t dim, const Words16* const* q,
+                                  float* const* score, size_t rows, Ahead& ahead) {
   uint64_t undone = 0;
   for (size_t k = 0; k < count; k += kLanes) {
     ahead.go();
@@ -237,7 +237,7 @@ HWY_NOINLINE uint64_t Keys(const uint32_t* pairs, size_t count, size_t dim, cons
 }
 
 // pairs[element / 2][key] of `count` keys.
-HWY_NOINLINE void KeyPairs(const uint16_t* const* keys, size_t count, size_t dim, uint32_t* pairs) {
+inline HWY_NOINLINE void KeyPairs(const uint16_t* const* keys, size_t count, size_t dim, uint32_t* pairs) {
   const DU du;
   const DW dw;
   for (size_t k = 0; k < count; k += kLanes) {
