@@ -6,7 +6,6 @@ seconds it took (of the N-token prefill, or of COUNT decoded tokens after CONTEX
 Needs llama-cpp-python.
 """
 import os
-import resource
 import sys
 import time
 
@@ -16,6 +15,12 @@ os.dup2(2, 1)  # the library prints to stdout
 import llama_cpp  # noqa: E402
 
 
+def peak_resident_kib():
+    # Not getrusage: its maximum outlives exec, so that it would include the process that started this one.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+
+
 def main():
     model, threads, context = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     llm = llama_cpp.Llama(model_path=model, n_ctx=context, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False)
@@ -23,7 +28,7 @@ def main():
     for line in sys.stdin:
         job = line.split()
         if job[0] == "rss":
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=answers, flush=True)
+            print(peak_resident_kib(), file=answers, flush=True)
             continue
         count = int(job[1])
         llm.reset()
