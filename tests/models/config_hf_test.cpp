@@ -15,7 +15,7 @@ namespace {
 using Json = nlohmann::json;
 
 // A Checkpoint that is nothing but a config.json.
-ModelConfig config_of(const Json& json, ComputeType type = ComputeType::kAuto) {
+ModelConfig hf_config(const Json& json, ComputeType type = ComputeType::kAuto) {
   const std::string text = json.dump();
   Checkpoint::Parts parts;
   parts.path = "folder";
@@ -37,11 +37,11 @@ Json with(Json json, std::initializer_list<std::pair<const char*, Json>> more) {
 }
 
 void refused(ErrorCode code, const Json& json, std::initializer_list<std::string_view> parts) {
-  expect_error(code, parts, [&] { config_of(json); });
+  expect_error(code, parts, [&] { hf_config(json); });
 }
 
 TEST(HfConfig, ReadsALlama) {
-  const ModelConfig c = config_of(llama());
+  const ModelConfig c = hf_config(llama());
   EXPECT_EQ(c.family, "Llama");
   ASSERT_EQ(c.layer_count(), 6);
   EXPECT_EQ(c.layers[0],
@@ -53,10 +53,10 @@ TEST(HfConfig, ReadsALlama) {
 TEST(HfConfig, BothSpellingsOfScalingAreOne) {
   const Json scaling = {
       {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 1024}};
-  const ModelConfig by_type = config_of(with(llama(), {{"rope_scaling", with(scaling, {{"type", "llama3"}})}})),
+  const ModelConfig by_type = hf_config(with(llama(), {{"rope_scaling", with(scaling, {{"type", "llama3"}})}})),
                     by_rope_type =
-                        config_of(with(llama(), {{"rope_scaling", with(scaling, {{"rope_type", "llama3"}})}})),
-                    in_5 = config_of(with(
+                        hf_config(with(llama(), {{"rope_scaling", with(scaling, {{"rope_type", "llama3"}})}})),
+                    in_5 = hf_config(with(
                         llama(),
                         {{"rope_theta", nullptr},
                          {"rope_parameters", with(scaling, {{"rope_type", "llama3"}, {"rope_theta", 500000.0}})}}));
@@ -75,7 +75,7 @@ TEST(HfConfig, Gemma3InItsOldSpelling) {
                                     {"sliding_window_pattern", 6},
                                     {"query_pre_attn_scalar", 256}});
   for (const Json& json : {gemma, Json{{"model_type", "gemma3"}, {"text_config", gemma}}}) {
-    const ModelConfig c = config_of(json);
+    const ModelConfig c = hf_config(json);
     for (int i = 0; i < 5; i++) EXPECT_EQ(c.layers[static_cast<size_t>(i)].window, 512) << i;
     EXPECT_EQ(c.layers[5].window, 0);
     EXPECT_EQ(c.layers[0].attention_scale, 0.0625f);
@@ -89,17 +89,17 @@ TEST(HfConfig, Gemma3InItsOldSpelling) {
 
 TEST(HfConfig, WindowsOnlyWhereTheyAreUsed) {
   const Json qwen = with(llama(), {{"model_type", "qwen2"}, {"sliding_window", 64}, {"max_window_layers", 4}});
-  EXPECT_EQ(config_of(with(qwen, {{"use_sliding_window", false}})).layers[5].window, 0);
-  const ModelConfig c = config_of(with(qwen, {{"use_sliding_window", true}}));
+  EXPECT_EQ(hf_config(with(qwen, {{"use_sliding_window", false}})).layers[5].window, 0);
+  const ModelConfig c = hf_config(with(qwen, {{"use_sliding_window", true}}));
   EXPECT_EQ(c.layers[3].window, 0);
   EXPECT_EQ(c.layers[4].window, 64);
-  EXPECT_EQ(config_of(with(llama(), {{"model_type", "mistral"}, {"sliding_window", nullptr}})).layers[0].window, 0);
-  EXPECT_EQ(config_of(with(llama(), {{"model_type", "mistral"}, {"sliding_window", 4096}})).layers[0].window, 4096);
+  EXPECT_EQ(hf_config(with(llama(), {{"model_type", "mistral"}, {"sliding_window", nullptr}})).layers[0].window, 0);
+  EXPECT_EQ(hf_config(with(llama(), {{"model_type", "mistral"}, {"sliding_window", 4096}})).layers[0].window, 4096);
 }
 
 TEST(HfConfig, TypesAreNamedOrFollowTheFile) {
-  EXPECT_EQ(config_of(llama()).type, DType::kBF16);
-  EXPECT_EQ(config_of(llama(), ComputeType::kF16).type, DType::kF16);
+  EXPECT_EQ(hf_config(llama()).type, DType::kBF16);
+  EXPECT_EQ(hf_config(llama(), ComputeType::kF16).type, DType::kF16);
   expect_error(ErrorCode::kInvalidArgument, {"'f32'", "auto, bf16 or f16"}, [] { parse_compute_type("f32"); });
 }
 
