@@ -119,7 +119,8 @@ TEST_F(Traffic, NobodyMovesAnybodysBits) {
   Random& random = *random_;
   EngineStats all;
   int cancelled = 0, overdue = 0;
-  for (int round = 0; round < cases(120); round++) {
+  const int rounds = static_cast<int>(cases(120));
+  for (int round = 0; round < rounds; round++) {
     const EngineOptions o = random_options(random);
     SCOPED_TRACE(fmt::format("{}, round {}: {} requests, {} a step, chunk {}, {} pages of {}, cache {}, {} drafts",
                              random.note(), round, o.max_requests, o.tokens_per_step, o.chunk, o.pages, o.page_size,
@@ -150,11 +151,11 @@ TEST_F(Traffic, NobodyMovesAnybodysBits) {
     all.drafted_tokens += s.drafted_tokens;
     if (HasFailure()) return;
   }
-  EXPECT_GT(cancelled, 5);
-  EXPECT_GT(overdue, 5);
-  EXPECT_GT(all.preemptions, 50);
-  EXPECT_GT(all.cached_tokens, 500);
-  EXPECT_GT(all.accepted_tokens, 200) << "of " << all.drafted_tokens;
+  EXPECT_GT(cancelled, rounds / 24);
+  EXPECT_GT(overdue, rounds / 24);
+  EXPECT_GT(all.preemptions, rounds / 3);
+  EXPECT_GT(all.cached_tokens, 4 * rounds);
+  EXPECT_GT(all.accepted_tokens, rounds) << "of " << all.drafted_tokens;
   EXPECT_LT(all.accepted_tokens, all.drafted_tokens) << "no draft was ever wrong";
 }
 
