@@ -12,7 +12,6 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/attention_tile.cpp"
-#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Once for each target:
 #include "ops/cpu/attention-inl.h"
@@ -58,8 +57,8 @@ class TileRun {
   void set_queries();
   void block(int64_t start);
   void scores(int64_t start);
-  void dot_words(int64_t start, const uint16_t* const* keys, size_t part);
-  void dot_panels(int64_t start, const uint16_t* const* keys, size_t part);
+  void dot_words(const uint16_t* const* keys, size_t part);
+  void dot_panels(const uint16_t* const* keys, size_t part);
   void redo_scores(const Row& row, const uint16_t* const* keys, size_t begin, size_t end, float* score) const;
   void cap(float* score) const;
   void mask(const Row& row, int64_t start, float* score) const;
@@ -243,7 +242,7 @@ void TileRun<kind>::redo_scores(const Row& row, const uint16_t* const* keys, siz
 
 // The busy rows' dot products with kKeys keys, from `part` on in their scores.
 template <Operand kind>
-void TileRun<kind>::dot_words(int64_t, const uint16_t* const* keys, size_t part) {
+void TileRun<kind>::dot_words(const uint16_t* const* keys, size_t part) {
   const size_t steps = dim_ / 16;
   words::KeyPairs(keys, kKeys, dim_, key_pairs_.get());
   for (size_t n = 0; n < busy_.size(); n += kChunk) {
@@ -271,7 +270,7 @@ void TileRun<kind>::dot_words(int64_t, const uint16_t* const* keys, size_t part)
 }
 
 template <Operand kind>
-void TileRun<kind>::dot_panels(int64_t, const uint16_t* const* keys, size_t part) {
+void TileRun<kind>::dot_panels(const uint16_t* const* keys, size_t part) {
   const D d;
   const bool odd = KeyPanel<kind>(d, keys, kKeys, dim_, key_panel_.get(), key_exponents_.get());
   for (const size_t r : busy_) {
@@ -324,9 +323,9 @@ void TileRun<kind>::scores(int64_t block_start) {
     std::fill_n(keys, low - start, keys[low - start]);
     std::fill(keys + (high - start), keys + kKeys, keys[low - start]);
     if constexpr (kWords) {
-      dot_words(start, keys, part);
+      dot_words(keys, part);
     } else {
-      dot_panels(start, keys, part);
+      dot_panels(keys, part);
     }
     for (const size_t r : busy_) {
       float* score = score_.get() + r * kMaxBlock + part;

@@ -3,7 +3,7 @@
 //
 // Its conditions (all but the first two are looked after here, lane by lane, and a lane that misses one is void):
 //  - the sixteen values that all lanes share are under 2^16, and their mantissas are not nearly all full, so that the
-//    sum stays under 2^31 quanta (gemm_kernel.cpp has the count): Words16::plain;
+//    sum stays under 2^31 quanta (kFullMantissas): Words16::plain;
 //  - no operand of the lanes is 2^41 or more, infinite or NaN: an exponent below that leaves w·2^(25-E) finite;
 //  - E, the largest exponent of products and sum, is from -48 to 24: then 25 - E can be added to a word's exponent
 //    without leaving it, a zero or subnormal word (whose exponent is 0) still makes a product under 2^-37 of a quantum,
@@ -42,7 +42,6 @@ constexpr size_t kLanes = hn::MaxLanes(DF());
 constexpr int kSharedTop = 127 + 15, kLift = kSharedTop - 127;  // biased exponents, as those below
 constexpr int kFloor = 127 - 48, kEnd = 127 + 25;               // of E
 constexpr int kLaneEnd = 127 + 41;
-constexpr int kMantissas = 3983;
 constexpr int kMostRows = 3;  // that share a lane's words in registers
 
 // Sixteen values that all lanes share.
@@ -70,7 +69,7 @@ inline HWY_NOINLINE void SetWords(const float* values, Words16& a) {
   }
   const int32_t top = hn::GetLane(hn::MaxOfLanes(di, largest));
   a.zero = top == 0;
-  a.plain = top >> 23 <= kSharedTop && hn::GetLane(hn::SumOfLanes(di, mantissas)) < kMantissas;
+  a.plain = top >> 23 <= kSharedTop && hn::GetLane(hn::SumOfLanes(di, mantissas)) < kFullMantissas;
 }
 
 inline void SetPairs(Words16& a) {

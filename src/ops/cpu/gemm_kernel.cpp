@@ -602,9 +602,8 @@ void PrepareRow(const GemmJob& job, int64_t row) {
     }
     mantissas = std::max(mantissas, hn::GetLane(hn::SumOfLanes(d16, sum)));
   }
-  // Sixteen products nearly full: their mean mantissa must be above 248.9 of 255 for the sum with c to leave int32.
   const int largest = hn::GetLane(hn::MaxOfLanes(d16, high)), smallest = hn::GetLane(hn::MinOfLanes(d16, low));
-  const bool large = (largest >> 7) > kActivationExponentMax || mantissas >= 3983;
+  const bool large = (largest >> 7) > kActivationExponentMax || mantissas >= kFullMantissas;
   const bool small = (smallest >> 7) < kActivationExponentMin;
   x.general[row] = static_cast<uint8_t>((small || large ? kGeneralRow : 0) | (large ? kGeneralTwelve : 0));
 }

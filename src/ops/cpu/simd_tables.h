@@ -24,6 +24,10 @@ constexpr Ex2Table make_ex2_table() {
 }
 inline constexpr Ex2Table kEx2Table = make_ex2_table();
 
+// Sixteen products nearly full: where the mantissas (128 to 255) of a step's shared values sum to this, the sum with c
+// may leave int32; their mean is above 248.9 of 255 then.
+constexpr int kFullMantissas = 3983;
+
 // The sixteen values of one step that all lanes share.
 struct DotRow {
   alignas(64) float value[16];
