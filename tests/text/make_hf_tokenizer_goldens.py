@@ -10,26 +10,15 @@ own venv.
 """
 import json
 import os
-import subprocess
 import sys
-import venv
 
-from make_tokenizer_goldens import CACHE, DATA, LLAMA3, MARKUP, QWEN2, CODE, SENTENCES, SPACES
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from golden_venv import run_in_venv  # noqa: E402
+from make_tokenizer_goldens import DATA, LLAMA3, MARKUP, QWEN2, CODE, SENTENCES, SPACES
 
 PACKAGES = ["tokenizers==0.23.3"]
 SPM_MARKUP = ["<s>hi</s> there", "a <|user|> \n b<|end|>\n\n<|assistant|>", "<start_of_turn>user\nHello<end_of_turn>\n", "▁▁ x ▁y",
               " <|end|> ", "<bos> a", "x<|end|>y  <|end|>  z", "", " ", "  two  spaces ", "<0x0A>", "é<unk>日本"]
-
-
-def ensure_packages():
-    home = os.path.join(CACHE, "venv-hf-tokenizer-goldens")
-    python = os.path.join(home, "bin", "python")
-    if os.environ.get("ISOBIT_GOLDENS_PYTHON") or os.path.abspath(sys.prefix) == os.path.abspath(home):
-        return
-    if not os.path.exists(python):
-        venv.create(home, with_pip=True)
-    subprocess.check_call([python, "-m", "pip", "install", "-q"] + PACKAGES)
-    os.execv(python, [python, os.path.abspath(__file__)])
 
 
 def added(content, id, special=True, **flags):
@@ -132,7 +121,7 @@ def tokenizers(texts):
 
 
 def main():
-    ensure_packages()
+    run_in_venv("hf-tokenizer-goldens", PACKAGES)
     from tokenizers import Tokenizer
     with open(os.path.join(DATA, "tokenizer_corpus.json"), encoding="utf-8") as f:
         corpus = json.load(f)

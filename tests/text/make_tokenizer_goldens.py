@@ -13,13 +13,12 @@ import io
 import json
 import os
 import random
-import subprocess
 import sys
 import unicodedata
-import venv
 
-CACHE = os.environ.get("ISOBIT_CACHE") or os.path.join(
-    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "isobit")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from golden_venv import CACHE, run_in_venv  # noqa: E402
+
 PACKAGES = ["tokenizers==0.23.3", "sentencepiece==0.2.1", "protobuf", "gguf==0.19.0", "llama-cpp-python==0.3.36"]
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
 MODEL = os.path.join(CACHE, "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -80,18 +79,6 @@ MARKUP = [
     "<|im_start|>user\nhi<|im_end|>", "<|endoftext|>", "x<|im_start|><|im_start|>y", "<s>hi</s> <unk> <0x0A> <0xFF>", "<think>\nok\n</think>", "<|eot_id|> <|begin_of_text|>",
     "▁a ▁ b▁", "Ġthe Ċ", "<td>a</td><td>", "\n\n\n\n\n<td>foo bar<2mass >foo bar",
 ]
-
-
-def ensure_packages():
-    """Re-runs this script in a venv of its own."""
-    home = os.path.join(CACHE, "venv-tokenizer-goldens")
-    python = os.path.join(home, "bin", "python")
-    if os.path.abspath(sys.prefix) == os.path.abspath(home):
-        return
-    if not os.path.exists(python):
-        venv.create(home, with_pip=True)
-    subprocess.check_call([python, "-m", "pip", "install", "-q"] + PACKAGES)
-    os.execv(python, [python, os.path.abspath(__file__)])
 
 
 def random_texts(count, seed):
@@ -301,7 +288,7 @@ def class_golden():
 
 
 def main():
-    ensure_packages()
+    run_in_venv("tokenizer-goldens", PACKAGES)
     if unicodedata.unidata_version != "14.0.0":
         sys.exit(f"this Python has Unicode {unicodedata.unidata_version}; the NFC golden needs 14.0.0 (Python 3.11)")
     os.makedirs(DATA, exist_ok=True)

@@ -12,15 +12,14 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import venv
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from golden_venv import run_in_venv  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUT = os.path.join(HERE, "families")
-CACHE = os.environ.get("ISOBIT_CACHE") or os.path.join(
-    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "isobit")
 PACKAGES = ["torch", "transformers==5.23.0", "safetensors", "numpy"]
 
 SHAPE = dict(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -60,17 +59,6 @@ MODELS = {
         150000.0, rope_type="yarn", factor=8.0, beta_fast=2.0, beta_slow=0.1, truncate=False,
         original_max_position_embeddings=24))),
 }
-
-
-def ensure_packages():
-    home = os.path.join(CACHE, "venv-family-goldens")
-    python = os.path.join(home, "bin", "python")
-    if os.environ.get("ISOBIT_GOLDENS_PYTHON") or os.path.abspath(sys.prefix) == os.path.abspath(home):
-        return
-    if not os.path.exists(python):
-        venv.create(home, with_pip=True)
-    subprocess.check_call([python, "-m", "pip", "install", "-q"] + PACKAGES)
-    os.execv(python, [python, os.path.abspath(__file__)] + sys.argv[1:])
 
 
 def build(model_type, settings):
@@ -197,7 +185,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="compare with what is committed instead of writing it")
     parser.add_argument("names", nargs="*", help="models to make; all where none is named")
     a = parser.parse_args()
-    ensure_packages()
+    run_in_venv("family-goldens", PACKAGES)
     good = True
     for name in a.names or MODELS:
         if a.check:
