@@ -142,7 +142,10 @@ void Checkpoint::prefetch() const {
 const std::string& Checkpoint::digest() const {
   std::call_once(digest_->once, [this] {
     Digest digest;
-    for (const File& f : parts_.files) digest.add(f.header.data(), f.header.size());
+    for (const File& f : parts_.files) {
+      digest.add(f.header.data(), f.header.size());
+      release(f, f.header);
+    }
     for (const Tensor& t : parts_.tensors) {
       add_samples(digest, {t.data, t.bytes});
       release_pages(t);  // the kernel maps pages around each sample: without this the whole file would become resident
