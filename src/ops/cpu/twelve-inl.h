@@ -57,7 +57,9 @@ HWY_INLINE void LoadFour(const uint8_t* step, const uint8_t* table, int j, VW* w
 //   under 2^-1, and so does that of any activation too small for `below` to know.
 // A lane whose true E is lower, all its products and c being under 2^-47, makes the result void: false.
 // Instructions of the vector unit for 16 products of 16 outputs (two vectors): 84 for words and E, 144 for products, 22
-// for the step: 7.8 for 8 products. The words of the next step are made between the products of this one.
+// for the step: 7.8 for 8 products. The words of the next step are made where the chain from c to the first product
+// that needs its scale leaves the vector unit idle: half before this step's products, half after (6% of a decoded token
+// against making them between the products).
 struct TwelveChain {
   static constexpr int kLeastExponent = 127 - 48;  // biased
   static constexpr int kAhead = 2048;              // bytes: what a memory access takes
@@ -116,6 +118,12 @@ struct TwelveChain {
       const auto up0 = hn::ShiftLeft<16>(hn::BitCast(du, up)), up1 = hn::And(hn::BitCast(du, up), high);
       auto s0 = Truncate(df, hn::Mul(c0, hn::BitCast(df, up0))), s1 = Truncate(df, hn::Mul(c1, hn::BitCast(df, up1)));
       largest = hn::Zero(d16);
+      const auto prepare = [&](int j) HWY_ATTR {
+        Words(next, j, block, next_words, largest);
+        largest = Settle(largest);
+      };
+      prepare(0);
+      prepare(1);
       ISOBIT_UNROLL(4)
       for (int j = 0; j < 4; j++) {
         ISOBIT_UNROLL(4)
@@ -126,9 +134,9 @@ struct TwelveChain {
           s0 = Settle(hn::Add(s0, Truncate(df, hn::Mul(hn::BitCast(df, hn::ShiftLeft<16>(w)), x))));
           s1 = Settle(hn::Add(s1, Truncate(df, hn::Mul(hn::BitCast(df, hn::And(w, high)), x))));
         }
-        Words(next, j, block, next_words, largest);
-        largest = Settle(largest);
       }
+      prepare(2);
+      prepare(3);
       const auto down = hn::Set(du, 254u << 23);
       c0 = hn::Mul(CutToFloat(df, s0), hn::BitCast(df, hn::Sub(down, up0)));
       c1 = hn::Mul(CutToFloat(df, s1), hn::BitCast(df, hn::Sub(down, up1)));
