@@ -185,6 +185,7 @@ Decoder::Decoder(Backend& backend, const Checkpoint& file, const ModelConfig& co
   embedding_ = load.linear({{c.names.embedding, c.vocab}}, c.hidden);
   if (!c.tied) head_ = load.linear({{c.names.head, c.vocab}}, c.hidden);
   load.expect_all_used();
+  if (!backend_.keeps_file_pages()) file.release_all_pages();
   for (const RopeConfig& rope : c.ropes) ropes_.push_back(make_rope_tables(rope));
   make_buffers();
 }

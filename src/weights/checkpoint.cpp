@@ -133,6 +133,10 @@ void Checkpoint::release_header_pages() const {
   for (const File& f : parts_.files) release(f, f.header);
 }
 
+void Checkpoint::release_all_pages() const {
+  for (const File& f : parts_.files) release(f, f.bytes);
+}
+
 void Checkpoint::prefetch() const {
   for (const File& f : parts_.files) {
     if (f.mapping != nullptr) f.mapping->advise(0, f.bytes.size(), MappedFile::Advice::kWillNeed);

@@ -84,6 +84,9 @@ class Checkpoint {
   void release_pages(const Tensor& tensor) const;
   // The same for metadata (the vocabulary) and the table of tensors.
   void release_header_pages() const;
+  // The same for all of it: the kernel maps pages around each that is read, so that a file released tensor by tensor
+  // keeps some.
+  void release_all_pages() const;
   // Starts reading the whole file from disk, without waiting.
   void prefetch() const;
 
