@@ -180,10 +180,11 @@ Decoder::Decoder(Backend& backend, const Checkpoint& file, const ModelConfig& co
     : backend_(backend), config_(config), limits_(limits) {
   const ModelConfig& c = config_;
   Loader load(*this, file, progress);
-  for (int64_t i = 0; i < c.layer_count(); i++) layers_.push_back(load_layer(load, i));
-  output_norm_ = load.norm(c.names.output_norm, c.hidden);
+  // The largest matrices first: while one is converted it is there twice, and now little else is there yet.
   embedding_ = load.linear({{c.names.embedding, c.vocab}}, c.hidden);
   if (!c.tied) head_ = load.linear({{c.names.head, c.vocab}}, c.hidden);
+  for (int64_t i = 0; i < c.layer_count(); i++) layers_.push_back(load_layer(load, i));
+  output_norm_ = load.norm(c.names.output_norm, c.hidden);
   load.expect_all_used();
   if (!backend_.keeps_file_pages()) file.release_all_pages();
   for (const RopeConfig& rope : c.ropes) ropes_.push_back(make_rope_tables(rope));
