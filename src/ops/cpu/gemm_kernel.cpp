@@ -492,7 +492,11 @@ void RunChains(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, 
   const size_t values = static_cast<size_t>((end - begin) * kPanel);
   for (int64_t start = 0; start < k; start += chunk) {
     const int64_t stop = std::min(k, start + chunk);
-    std::fill_n(acc, values, 0.0f);
+    if (end - begin == 1) {  // as a size that the compiler knows: this is done for every microsecond's panel
+      std::fill_n(acc, kPanel, 0.0f);
+    } else {
+      std::fill_n(acc, values, 0.0f);
+    }
 #if HWY_TARGET != HWY_SCALAR
     if (p.format == PanelFormat::kTwelve && job.x.below_words != nullptr &&
         (job.x.general[begin] & kGeneralTwelve) == 0) {
@@ -512,6 +516,16 @@ void RunChains(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, 
   std::copy_n(s.sum, values, acc);
 }
 
+// Up to kPanel values. The usual number is a size that the compiler knows: no call for 64 bytes.
+template <typename T>
+HWY_INLINE void CopyOutputs(const T* from, int count, T* to) {
+  if (HWY_LIKELY(count == kPanel)) {
+    std::copy_n(from, kPanel, to);
+  } else {
+    std::copy_n(from, count, to);
+  }
+}
+
 // Sixteen outputs of one row; `count` of them are the matrix's.
 void Finish(const GemmArgs& a, int64_t outputs, int64_t row, int64_t column, int count, float* acc, const float* up) {
   HWY_ALIGN float other[kPanel];
@@ -522,15 +536,15 @@ void Finish(const GemmArgs& a, int64_t outputs, int64_t row, int64_t column, int
   }
   switch (a.epilogue) {
     case Epilogue::kStoreF32:
-      std::copy_n(acc, count, static_cast<float*>(a.out) + at);
+      CopyOutputs(acc, count, static_cast<float*>(a.out) + at);
       return;
     case Epilogue::kAddResidual: {
       float* out = static_cast<float*>(a.out) + at;
-      std::copy_n(out, count, other);
+      CopyOutputs(out, count, other);
       for (size_t c = 0; c < kPanel; c += Width()) {
         hn::StoreU(Canonical(kF, hn::Add(hn::LoadU(kF, other + c), hn::LoadU(kF, acc + c))), kF, other + c);
       }
-      std::copy_n(other, count, out);
+      CopyOutputs(other, count, out);
       return;
     }
     case Epilogue::kStoreRounded:
@@ -544,7 +558,7 @@ void Finish(const GemmArgs& a, int64_t outputs, int64_t row, int64_t column, int
         }
         StoreBF16(kF, y, rounded + c);
       }
-      std::copy_n(rounded, count, static_cast<uint16_t*>(a.out) + at);
+      CopyOutputs(rounded, count, static_cast<uint16_t*>(a.out) + at);
   }
 }
 

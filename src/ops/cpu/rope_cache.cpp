@@ -1,23 +1,42 @@
-// Rotation and the cache's write: few elements, scalar.
+// Rotation and the cache's write. A single token's is no work to share, so the other threads wait for it: vectors.
+#include <algorithm>
+#include <cmath>
+
 #include "base/error.h"
 #include "numerics/norm.h"
 #include "numerics/quantize.h"
 #include "numerics/rope.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/simd_targets.h"
 
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/rope_cache.cpp"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// Once for each target:
+#include "ops/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
 namespace isobit::cpu {
+namespace HWY_NAMESPACE {
 namespace {
 
 using namespace numerics;
 
-uint16_t round_to(DType type, float x) { return type == DType::kBF16 ? f32_to_bf16(x) : f32_to_f16(x); }
-
-bool is_finite_16(DType type, uint16_t h) {
+// To 16 bits. Returns whether all are finite.
+bool RoundRow(DType type, const float* x, size_t n, uint16_t* out) {
+  const F32 d;
+  size_t i = 0;
+  if (type == DType::kBF16) {
+    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) StoreBF16(d, hn::LoadU(d, x + i), out + i);
+  }
+  for (; i < n; i++) out[i] = type == DType::kBF16 ? f32_to_bf16(x[i]) : f32_to_f16(x[i]);
   const uint16_t exponent = type == DType::kBF16 ? 0x7f80 : 0x7c00;
-  return (h & exponent) != exponent;
+  bool finite = true;
+  for (i = 0; i < n; i++) finite &= (out[i] & exponent) != exponent;
+  return finite;
 }
 
-void normalise(const float* x, const float* weight, int dim, float eps, float* out) {
+void Normalise(const float* x, const float* weight, int dim, float eps, float* out) {
   if (weight == nullptr) {
     std::copy_n(x, dim, out);
     return;
@@ -26,13 +45,21 @@ void normalise(const float* x, const float* weight, int dim, float eps, float* o
   for (int i = 0; i < dim; i++) out[i] = rms_value(x[i], scale, weight[i]);
 }
 
-void rotate(const RopeCacheArgs& a, int64_t position, float* x) {
+void Rotate(const RopeCacheArgs& a, int64_t position, float* x) {
   if (a.cos == nullptr) return;
-  const int half = a.rope_dim / 2;
+  const F32 d;
+  const int half = a.rope_dim / 2, lanes = static_cast<int>(hn::Lanes(d));
   const float* cos = a.cos + position * half;
   const float* sin = a.sin + position * half;
   const bool interleaved = a.layout == RopeLayout::kInterleaved;
-  for (int i = 0; i < half; i++) {
+  int i = 0;
+  for (; !interleaved && i + lanes <= half; i += lanes) {  // rope_rotate
+    const auto x0 = hn::LoadU(d, x + i), x1 = hn::LoadU(d, x + half + i);
+    const auto c = hn::LoadU(d, cos + i), s = hn::LoadU(d, sin + i);
+    hn::StoreU(Fma(d, x0, c, hn::Neg(hn::Mul(x1, s))), d, x + i);
+    hn::StoreU(Fma(d, x1, c, hn::Mul(x0, s)), d, x + half + i);
+  }
+  for (; i < half; i++) {
     float& x0 = x[interleaved ? 2 * i : i];
     float& x1 = x[interleaved ? 2 * i + 1 : i + half];
     const Rotated r = rope_rotate(x0, x1, {cos[i], sin[i]});
@@ -41,28 +68,30 @@ void rotate(const RopeCacheArgs& a, int64_t position, float* x) {
   }
 }
 
-// One head of k or v into its cache slot. Returns whether every element was finite.
-bool store(const KvCacheView& cache, void* base, const float* scales, int64_t slot, int head, const float* x) {
+// One head of k or v into its cache slot; what is not finite as zero. Returns whether every element was finite.
+bool StoreHead(const KvCacheView& cache, void* base, const float* scales, int64_t slot, int head, const float* x) {
   const int64_t page = slot / cache.page_size, offset = slot % cache.page_size;
   const int64_t first = ((page * cache.kv_heads + head) * cache.page_size + offset) * cache.head_dim;
   bool finite = true;
-  for (int i = 0; i < cache.head_dim; i++) {
-    if (cache.type == DType::kF8E4M3) {
+  if (cache.type == DType::kF8E4M3) {
+    for (int i = 0; i < cache.head_dim; i++) {
       const uint8_t e = e4m3_value(x[i], scales[head]);
       const bool ok = std::isfinite(x[i]) && (e & 0x7f) != 0x7f;
       static_cast<uint8_t*>(base)[first + i] = ok ? e : 0;
       finite &= ok;
-    } else {
-      const uint16_t h = round_to(cache.type, x[i]);
-      const bool ok = is_finite_16(cache.type, h);
-      static_cast<uint16_t*>(base)[first + i] = ok ? h : 0;
-      finite &= ok;
     }
+    return finite;
   }
+  uint16_t* to = static_cast<uint16_t*>(base) + first;
+  finite = RoundRow(cache.type, x, static_cast<size_t>(cache.head_dim), to);
+  const uint16_t exponent = cache.type == DType::kBF16 ? 0x7f80 : 0x7c00;
+  for (int i = 0; !finite && i < cache.head_dim; i++) to[i] = (to[i] & exponent) == exponent ? uint16_t{0} : to[i];
   return finite;
 }
 
-void one_token(const RopeCacheArgs& a, int64_t t) {
+}  // namespace
+
+void RopeCacheToken(const RopeCacheArgs& a, int64_t t) {
   const KvCacheView& cache = a.cache;
   const int dim = cache.head_dim;
   const int64_t slot = a.slots[t];
@@ -76,27 +105,32 @@ void one_token(const RopeCacheArgs& a, int64_t t) {
   float head[1024];
   bool finite = true;
   for (int h = 0; h < a.q_heads; h++, x += dim) {
-    normalise(x, a.q_norm, dim, a.norm_eps, head);
-    rotate(a, position, head);
-    uint16_t* q = a.q + (t * a.q_heads + h) * dim;
-    for (int i = 0; i < dim; i++) {
-      q[i] = round_to(a.type, head[i]);
-      finite &= is_finite_16(a.type, q[i]);
-    }
+    Normalise(x, a.q_norm, dim, a.norm_eps, head);
+    Rotate(a, position, head);
+    finite &= RoundRow(a.type, head, static_cast<size_t>(dim), a.q + (t * a.q_heads + h) * dim);
   }
   for (int h = 0; h < cache.kv_heads; h++, x += dim) {
-    normalise(x, a.k_norm, dim, a.norm_eps, head);
-    rotate(a, position, head);
-    finite &= store(cache, cache.k, cache.k_scale, slot, h, head);
+    Normalise(x, a.k_norm, dim, a.norm_eps, head);
+    Rotate(a, position, head);
+    finite &= StoreHead(cache, cache.k, cache.k_scale, slot, h, head);
   }
-  for (int h = 0; h < cache.kv_heads; h++, x += dim) finite &= store(cache, cache.v, cache.v_scale, slot, h, x);
+  for (int h = 0; h < cache.kv_heads; h++, x += dim) finite &= StoreHead(cache, cache.v, cache.v_scale, slot, h, x);
   if (!finite && a.nonfinite != nullptr) a.nonfinite[t] = 1;
 }
 
-}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace isobit::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace isobit::cpu {
+
+HWY_EXPORT(RopeCacheToken);
 
 void rope_cache(const Cpu& cpu, const RopeCacheArgs& a) {
+  const auto one_token = for_target(HWY_DISPATCH_TABLE(RopeCacheToken), cpu.simd);
   cpu.pool.parallel_for(a.count, [&](int, int64_t t) { one_token(a, t); });
 }
 
 }  // namespace isobit::cpu
+#endif
