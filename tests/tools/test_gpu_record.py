@@ -200,6 +200,20 @@ class GpuCheck(Project):
         self.assertEqual(record["rows"],
                          [{"op": "gemm", "case": "m1", "us": 8.0, "floor_us": 7.0, "peers": {"cuBLAS": 9.5}}])
 
+    def test_a_model_in_parts(self):
+        self.program("isobit", """
+            model = open(sys.argv[2]).read()
+            print(json.dumps({"prompts": [1, 2]}) if "--digests" in sys.argv else model)
+            sys.exit(model != "onetwo" or "--against" in sys.argv)""")
+        model = self.root / "tiny.gguf"
+        for number, text in enumerate(("one", "two")):
+            (self.root / f"tiny.gguf.0{number}").write_text(text)
+        done = self.run_check("--only", "model", "--model", model)
+        self.assertEqual(done.returncode, 1, done.stdout)
+        tests = {t["name"]: (t["outcome"], t["cases"]) for t in json.loads(self.out.read_text())["tests"]}
+        self.assertEqual(tests, {"model.tiny.digests": ("passed", 1), "model.tiny.cpu_equals_gpu": ("failed", 2)})
+        self.assertEqual(json.loads((self.root / "h200_digests_tiny.json").read_text()), {"prompts": [1, 2]})
+
     def test_quick_runs_the_tests_alone(self):
         self.run_check("--quick")
         record = json.loads(self.out.read_text())
