@@ -53,7 +53,8 @@ class Model {
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;
 
-  // The contract's version and the model's digest: what an answer's bits depend on besides the request.
+  // The contract's version, the model's digest and what it is computed in: what an answer's bits depend on besides the
+  // request.
   std::string fingerprint() const;
 
   std::vector<int32_t> tokenize(std::string_view text) const;

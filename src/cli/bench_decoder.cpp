@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "cli/bench.h"
+#include "engine/engine.h"
 #include "models/decoder.h"
 #include "models/synthetic.h"
 #include "numerics/philox.h"
@@ -19,7 +20,7 @@ struct DecoderFlags {
   std::string shape = "llama-1b", device = "auto";
   int threads = 0;
   int32_t batch = 1, context = 1024, prefill = 0, repetitions = 20, steps = 20, page_size = 64;
-  bool fp8 = false, json = false, profile = false;
+  bool fp8 = false, json = false, profile = false, engine = false;
 };
 
 // Bytes and flops over the rates measured on an H200: 4.3 TB/s, 790 TFLOP/s bf16, twice that for e4m3.
@@ -136,16 +137,16 @@ class Step {
     backend_.run_step(key, [&] {
       decoder_->forward(shape_, *pages_);
       decoder_->head(rows_);
-      SampleArgs a;
-      a.logits = decoder_->logits();
-      a.slots = slot_.data<int32_t>();
-      a.positions = position_.data<int32_t>();
-      a.rows = rows_;
-      a.vocab = config_.vocab;
-      a.tokens = token_.data<int32_t>();
-      a.status = status_.data<int32_t>();
-      backend_.sample(*slots_, a);
+      sample();
     });
+  }
+  // The sampling alone, until the host has the tokens.
+  void sample_and_wait() {
+    sample();
+    std::vector<int32_t> token(static_cast<size_t>(rows_)), status(token.size());
+    const Download results[] = {{token.data(), token_.data(), token.size() * 4},
+                                {status.data(), status_.data(), status.size() * 4}};
+    backend_.download_later(results)();
   }
   const ModelConfig& config() const { return config_; }
   int32_t first_status() {
@@ -155,6 +156,18 @@ class Step {
   }
 
  private:
+  void sample() {
+    SampleArgs a;
+    a.logits = decoder_->logits();
+    a.slots = slot_.data<int32_t>();
+    a.positions = position_.data<int32_t>();
+    a.rows = rows_;
+    a.vocab = config_.vocab;
+    a.tokens = token_.data<int32_t>();
+    a.status = status_.data<int32_t>();
+    backend_.sample(*slots_, a);
+  }
+
   // Random keys and values: zeros would run faster than real data.
   void fill_cache() {
     std::vector<uint16_t> noise(1 << 20);
@@ -229,9 +242,14 @@ class Step {
   Buffer slot_, position_, token_, status_;
 };
 
+using Clock = std::chrono::steady_clock;
+
+double us_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
 // Median microseconds of a step.
 double time_step(Backend& backend, Step& step, const DecoderFlags& f, uint32_t variant) {
-  using Clock = std::chrono::steady_clock;
   for (int i = 0; i < 3; i++) step.run(variant);
   backend.synchronize();
   std::vector<double> us;
@@ -240,10 +258,87 @@ double time_step(Backend& backend, Step& step, const DecoderFlags& f, uint32_t v
     const auto start = Clock::now();
     for (int32_t i = 0; i < steps; i++) step.run(variant);
     backend.synchronize();
-    us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count() / steps);
+    us.push_back(us_since(start) / steps);
   }
   std::ranges::sort(us);
   return us[us.size() / 2];
+}
+
+struct EngineTime {
+  double us = 0;        // from step to step
+  int32_t context = 0;  // keys of a sequence, about
+};
+
+// Decoding through a real engine, all that the host does between steps included.
+EngineTime time_engine(Engine& engine, const DecoderFlags& f) {
+  for (int32_t i = 0; i < f.batch; i++) {
+    Request r;
+    for (int32_t t = 0; t < f.context; t++) {
+      const auto at = static_cast<uint32_t>(i * f.context + t);
+      r.prompt.push_back(static_cast<int32_t>(numerics::philox4x32(2, {{at, 0, 0, 0}}).w[0] % engine.config().vocab));
+    }
+    r.sampling.seed = static_cast<uint64_t>(i);
+    r.on_token = [](const TokenOutput&) {};
+    engine.submit(std::move(r));
+  }
+  constexpr int64_t kWarm = 8;  // tokens of the sequence that starts last
+  for (int64_t first = -1; first < 0 || engine.stats().sampled_tokens < first + kWarm * f.batch;) {
+    engine.step();
+    const EngineStats s = engine.stats();
+    if (first < 0 && s.computed_tokens >= int64_t{f.batch} * f.context) first = s.sampled_tokens;
+  }
+  const int32_t steps = f.repetitions * f.steps;
+  EngineTime time;
+  const auto start = Clock::now();
+  for (int32_t i = 0; i < steps; i++) {
+    engine.step();
+    if (i == steps / 2) time.context = engine.step_rows().front().position;
+  }
+  time.us = us_since(start) / steps;
+  return time;
+}
+
+void report(const DecoderFlags& f, const std::string& name, double us, double floor, const std::string& text) {
+  if (f.json) {
+    std::cout << nlohmann::json{{"op", "decoder"}, {"case", name}, {"us", us}, {"floor_us", floor}}.dump() << "\n";
+  } else {
+    std::cout << name << ": " << text << "\n";
+  }
+}
+
+// What the engine adds to its steps: beside it the same step, run again and again with nothing between.
+int bench_engine(DecoderFlags f) {
+  const auto file = synthetic_checkpoint(synthetic_shape(f.shape), 1, f.fp8);
+  const int32_t steps = f.repetitions * f.steps;
+  constexpr int32_t kTokensPerStep = 2048, kSpare = 256;
+  EngineOptions o;
+  o.context = f.context + steps + f.batch * f.context / kTokensPerStep + kSpare;
+  o.max_requests = f.batch;
+  o.tokens_per_step = std::max(kTokensPerStep, f.batch);
+  o.page_size = f.page_size;
+  Engine engine(make_backend({f.device, f.threads, {}}), file, o);
+  const EngineTime whole = time_engine(engine, f);
+  engine.fail_all("enough was measured");
+  f.context = whole.context;
+  Backend& backend = engine.backend();
+  Step step(backend, *file, f);
+  const double alone = time_step(backend, step, f, 0);
+  const std::string name = fmt::format("{}{}-b{}", f.shape, f.fp8 ? "-fp8" : "", f.batch);
+  report(f, "engine-idle-" + name, whole.us, alone,
+         fmt::format("{:.1f} us from step to step, {:.1f} us the step alone: idle {:.1f}% (context {})", whole.us,
+                     alone, 100 * (1 - alone / whole.us), whole.context));
+  std::vector<double> calls;
+  for (int32_t i = 0; i < steps; i++) {
+    const auto start = Clock::now();
+    step.sample_and_wait();
+    calls.push_back(us_since(start));
+  }
+  std::ranges::sort(calls);
+  const double call = calls[calls.size() / 2],
+               bytes = static_cast<double>(f.batch) * static_cast<double>(step.config().vocab) * 4;
+  report(f, "engine-sampling-" + name, call, bytes / 4.3e6,
+         fmt::format("{:.1f} us from the logits to the tokens on the host, floor {:.1f} us", call, bytes / 4.3e6));
+  return kOk;
 }
 
 int bench_decoder(const DecoderFlags& f) {
@@ -259,12 +354,9 @@ int bench_decoder(const DecoderFlags& f) {
                                          : fmt::format("{}-decode-b{}-ctx{}", shape, f.batch,
                                                        f.context % 1024 == 0 ? fmt::format("{}k", f.context / 1024)
                                                                              : fmt::format("{}", f.context));
-  if (f.json) {
-    std::cout << nlohmann::json{{"op", "decoder"}, {"case", name}, {"us", median}, {"floor_us", floor}}.dump() << "\n";
-  } else {
-    std::cout << fmt::format("{} on {}: {:.1f} us a step, floor {:.1f} us ({:.0f}%)\n", name,
-                             backend.info().description, median, floor, 100 * floor / median);
-  }
+  report(f, name, median, floor,
+         fmt::format("{:.1f} us a step on {}, floor {:.1f} us ({:.0f}%)", median, backend.info().description, floor,
+                     100 * floor / median));
   const std::vector<std::string> operators = f.profile ? backend.seen : std::vector<std::string>{};
   for (uint32_t i = 0; i < operators.size(); i++) {
     backend.without = operators[i];
@@ -295,10 +387,12 @@ void add_bench_decoder(CLI::App& bench, Command& command) {
       ->check(CLI::Range(1, 1000));
   sub->add_option("--steps", f->steps, "Steps in a timing")->capture_default_str()->check(CLI::Range(1, 1000));
   sub->add_flag("--fp8", f->fp8, "Block-scaled FP8 matrices in the layers");
+  sub->add_flag("--engine", f->engine,
+                "Decode through a real engine instead: how long the device idles between steps, and a sampling call");
   sub->add_flag("--profile", f->profile, "Also leave each operator out in turn: how much shorter is the step?");
   sub->add_flag("--json", f->json, "As a row of the record");
   sub->footer("Example:\n  isobit bench decoder --shape llama-8b --batch 64 --device cuda");
-  sub->callback([f, &command] { command.run = [f] { return bench_decoder(*f); }; });
+  sub->callback([f, &command] { command.run = [f] { return f->engine ? bench_engine(*f) : bench_decoder(*f); }; });
 }
 
 }  // namespace isobit::cli

@@ -1,7 +1,9 @@
+#include <fstream>
 #include <iostream>
 #include <memory>
 
 #include "cli/cli.h"
+#include "engine/receipt.h"
 #include "models/registry.h"
 
 namespace isobit::cli {
@@ -11,7 +13,7 @@ struct RunFlags {
   ModelFlags model;
   SamplingFlags sampling;
   std::vector<std::string> words;  // [MODEL] PROMPT
-  std::string system, file;
+  std::string system, file, receipt;
   bool raw = false, json = false;
 };
 
@@ -35,6 +37,19 @@ std::string settle_prompt(RunFlags& f) {
   return prompt;
 }
 
+// What `isobit replay` makes the answer from again.
+void write_receipt(const std::string& path, const Session& session, const std::vector<int32_t>& prompt,
+                   const SamplingParams& sampling, const Answer& answer) {
+  Request request;
+  request.prompt = prompt;
+  request.sampling = sampling;
+  Receipt receipt = make_receipt(session.engine(), request, answer.tokens);
+  receipt.device = session.device();
+  std::ofstream out(path);
+  out << receipt_json(receipt) << "\n";
+  if (!out.flush()) throw fail(ErrorCode::kIo, "{}: the receipt cannot be written; check the path and the disk", path);
+}
+
 int run_prompt(RunFlags& f) {
   const std::string prompt = settle_prompt(f);
   GenerateOptions o = f.sampling.options();
@@ -53,7 +68,8 @@ int run_prompt(RunFlags& f) {
   }
   o.cancel = &interrupt.flag();
   if (!f.json) o.on_text = [](std::string_view text) { std::cout << text << std::flush; };
-  const Answer answer = session->generate(std::move(tokens), o);
+  o.digest_logits = !f.receipt.empty();
+  const Answer answer = session->generate(tokens, o);
   if (interrupt.raised()) std::cout.clear();  // Ctrl-C may have cut a write short
   if (f.json) {
     std::cout << answer_json(answer, o, *session) << "\n";
@@ -61,6 +77,7 @@ int run_prompt(RunFlags& f) {
     std::cout << "\n" << std::flush;
     std::cerr << summary(answer, o, *session) << "\n";
   }
+  if (!f.receipt.empty()) write_receipt(f.receipt, *session, tokens, o.sampling, answer);
   return answer.reason == FinishReason::kCancelled ? kInterrupted : kOk;
 }
 
@@ -75,6 +92,7 @@ void add_run(CLI::App& app, Command& command) {
   sub->add_option("--system", f->system, "System message");
   sub->add_option("-f,--file", f->file, "Read the prompt from a file; -: stdin");
   sub->add_flag("--raw", f->raw, "The prompt as it is, without the chat template");
+  sub->add_option("--receipt", f->receipt, "Write a receipt of the answer's bits to this file, for `isobit replay`");
   sub->add_flag("--json", f->json, "Print one JSON object instead of streaming");
   sub->footer(R"(Examples:
   isobit run "Why is the sky blue?"

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <utility>
 
@@ -20,6 +21,12 @@ int32_t pages_for(int64_t tokens, int32_t page_size) {
 // Drafts in a step, of all sequences together: not more than leave room for everybody's next token.
 int32_t draft_rows(const EngineOptions& o) {
   return std::min(o.draft_tokens * o.max_requests, o.tokens_per_step - o.max_requests);
+}
+
+// A bound of the keys that seldom changes while sequences grow: within a quarter of them.
+int32_t key_bucket(int32_t keys) {
+  const auto step = static_cast<int32_t>(std::max(256U, std::bit_floor(static_cast<uint32_t>(keys)) / 4));
+  return (keys + step - 1) / step * step;
 }
 
 std::string not_finite(int32_t token) {
@@ -84,6 +91,14 @@ struct Engine::Sampled {
   std::vector<float> logprob, top_logprobs;
 };
 
+// A step that was started and whose results have not been seen.
+struct Engine::Flight {
+  std::vector<Part> parts;
+  Sampled sampled;  // filled by `arrive`
+  std::function<void()> arrive;
+  Scheduler::Sequences ended;  // since it was started: the parts still point to them
+};
+
 Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoint> file, const EngineOptions& options)
     : options_(options),
       file_(std::move(file)),
@@ -120,6 +135,7 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   limits.positions = o.context;
   decoder_ = std::make_unique<Decoder>(*backend_, *file_, config_, limits, o.progress);
   pages_ = std::make_unique<KvPages>(*backend_, config_, o.pages, o.page_size);
+  o.ahead = o.ahead.value_or(backend_->runs_by_itself());
   table_ = std::make_unique<PageTable>(decoder_->inputs().page_table, limits.requests, limits.table_stride);
   scheduler_ = make_scheduler();
   slots_ = backend_->make_sampler(o.max_requests, config_.vocab);
@@ -144,7 +160,7 @@ std::unique_ptr<Scheduler> Engine::make_scheduler() const {
 
 void Engine::make_buffers() {
   const auto rows = static_cast<size_t>(decoder_->limits().logit_rows);
-  for (Buffer* b : {&sample_.slots, &sample_.positions, &sample_.tokens, &sample_.logprobs, &sample_.status})
+  for (Buffer* b : {&sample_.slots, &sample_.positions, &sample_.logprobs, &sample_.status})
     *b = backend_->allocate(rows * 4, "sampling");
   for (Buffer* b : {&sample_.top_ids, &sample_.top_logprobs})
     *b = backend_->allocate(rows * 4 * kMaxTopLogprobs, "sampling");
@@ -171,6 +187,8 @@ RequestId Engine::submit(Request request) {
   auto s = std::make_unique<Sequence>();
   const RequestId id = s->id = next_id_++;
   s->tokens = request.prompt;
+  const int64_t longest = request.max_tokens >= 0 ? s->size() + int64_t{request.max_tokens} : options_.context;
+  s->longest = static_cast<int32_t>(std::min<int64_t>(longest, options_.context));
   s->request = std::move(request);
   s->result.request = id;
   const std::lock_guard lock(mutex_);
@@ -243,16 +261,19 @@ bool Engine::step() {
   end_overdue();
   retire();
   std::vector<Part> parts = scheduler_->plan([this](Sequence& s, int32_t most) { return propose(s, most); });
-  if (parts.empty() && !scheduler_->running().empty()) {
+  if (parts.empty() && !flight_ && !scheduler_->running().empty()) {
     // The first in order may take every page that others hold; a step without work would repeat for ever.
     throw fail(ErrorCode::kInternal, "no page for request {}: {} of {} pages are free, {} cached",
                scheduler_->running().front()->id, scheduler_->pool().free(), scheduler_->pool().total(),
                scheduler_->tree().pages());
   }
-  if (!parts.empty()) run(parts);
+  const bool at_once = must_land_at_once(parts);
+  const std::unique_ptr<Flight> last = std::exchange(flight_, parts.empty() ? nullptr : launch(std::move(parts)));
+  if (last) land(*last);
+  if (flight_ && at_once) land(*std::exchange(flight_, nullptr));
   retire();
   publish();
-  return !scheduler_->running().empty() || !scheduler_->waiting().empty();
+  return flight_ || !scheduler_->running().empty() || !scheduler_->waiting().empty();
 }
 
 void Engine::end_overdue() {
@@ -291,36 +312,51 @@ void Engine::fill_inputs(const std::vector<Part>& parts, const StepShape& shape,
   const StepInputs& in = decoder_->inputs();
   const auto tokens = static_cast<size_t>(shape.tokens), requests = static_cast<size_t>(shape.requests),
              rows = static_cast<size_t>(logit_rows);
-  std::vector<int32_t> token(tokens, -1), position(tokens, 0), start(requests + 1, 0), kv(requests, 0), row(rows, -1),
-      slot(rows, -1), at(rows, 0);
-  std::vector<int64_t> place(tokens, -1);
+  HostInputs& h = host_;
+  h.token.assign(tokens, -1);
+  h.position.assign(tokens, 0);
+  h.place.assign(tokens, -1);
+  h.no_flags.assign(tokens, 0);
+  h.start.assign(requests + 1, 0);
+  h.kv.assign(requests, 0);
+  h.row.assign(rows, -1);
+  h.slot.assign(rows, -1);
+  h.at.assign(rows, 0);
   step_rows_.clear();
   size_t t = 0, b = 0;
+  bool drawn = false;
   for (const Part& p : parts) {
     const Sequence& s = *p.sequence;
     for (int32_t i = 0; i < p.rows(); i++, t++) {
-      const int32_t pos = s.computed + i;
-      token[t] = i < p.count ? s.tokens[static_cast<size_t>(pos)] : s.drafts[static_cast<size_t>(i - p.count)];
-      position[t] = pos;
-      place[t] = static_cast<int64_t>(s.pages[static_cast<size_t>(pos / options_.page_size)]) * options_.page_size +
-                 pos % options_.page_size;
+      const int32_t pos = p.start + i;
+      h.token[t] = i < p.count ? s.tokens[static_cast<size_t>(pos)] : s.drafts[static_cast<size_t>(i - p.count)];
+      if (h.token[t] == kUnknownToken) {
+        h.token[t] = -2 - s.unknown_row;
+        drawn = true;
+      }
+      h.position[t] = pos;
+      h.place[t] = static_cast<int64_t>(s.pages[static_cast<size_t>(pos / options_.page_size)]) * options_.page_size +
+                   pos % options_.page_size;
       step_rows_.push_back({s.id, pos});
     }
     table_->set(b, s.pages);
-    kv[b] = s.computed + p.rows();
-    start[++b] = static_cast<int32_t>(t);
-    for (int32_t i = 0; p.sample_row >= 0 && i <= p.drafts; i++) {
+    h.kv[b] = p.start + p.rows();
+    h.start[++b] = static_cast<int32_t>(t);
+    for (int32_t i = 0; i < p.sampled(); i++) {
       const auto r = static_cast<size_t>(p.sample_row) + static_cast<size_t>(i);
-      row[r] = p.first_row + p.count - 1 + i;
-      slot[r] = s.slot;
-      at[r] = s.size() + i;
+      h.row[r] = p.first_row + p.count - 1 + i;
+      h.slot[r] = s.slot;
+      h.at[r] = p.start + p.count + i;
     }
   }
-  std::fill(start.begin() + static_cast<long>(b), start.end(), static_cast<int32_t>(t));
-  const auto all = [](const Buffer& to, const auto& v) { return Upload{to.data(), v.data(), v.size() * sizeof(v[0])}; };
-  const Upload uploads[] = {all(in.tokens, token),      all(in.positions, position), all(in.slots, place),
-                            all(in.query_start, start), all(in.kv_len, kv),          table_->changes(),
-                            all(in.logit_rows, row),    all(sample_.slots, slot),    all(sample_.positions, at)};
+  std::fill(h.start.begin() + static_cast<long>(b), h.start.end(), static_cast<int32_t>(t));
+  const auto all = [](void* to, const auto& v) { return Upload{to, v.data(), v.size() * sizeof(v[0])}; };
+  Upload uploads[] = {all(in.tokens.data(), h.token),      all(in.positions.data(), h.position),
+                      all(in.slots.data(), h.place),       all(in.query_start.data(), h.start),
+                      all(in.kv_len.data(), h.kv),         table_->changes(),
+                      all(in.logit_rows.data(), h.row),    all(sample_.slots.data(), h.slot),
+                      all(sample_.positions.data(), h.at), all(decoder_->nonfinite(), h.no_flags)};
+  if (drawn) uploads[0].drawn = in.sampled.data<int32_t>();
   backend_->upload_all(uploads);
 }
 
@@ -330,24 +366,29 @@ StepShape Engine::shape_of(const std::vector<Part>& parts) const {
   for (const Part& p : parts) {
     shape.tokens += p.rows();
     longest = std::max(longest, p.rows());
-    largest = std::max(largest, p.sequence->computed + p.rows());
+    largest = std::max(largest, p.start + p.rows());
   }
   shape.tokens = std::min(backend_->bucket(shape.tokens), decoder_->limits().tokens);
   shape.requests = std::min(backend_->bucket(static_cast<int32_t>(parts.size())), decoder_->limits().requests);
   shape.max_query = std::min(backend_->bucket(longest), shape.tokens);
-  shape.max_kv = std::min(backend_->bucket(largest), decoder_->limits().table_stride * options_.page_size);
+  shape.max_kv = std::min(key_bucket(largest), decoder_->limits().table_stride * options_.page_size);
   return shape;
 }
 
-void Engine::run(std::vector<Part>& parts) {
+// What the next step is planned from, or read of this one's logits, only the host can tell.
+bool Engine::must_land_at_once(const std::vector<Part>& parts) const {
+  return !*options_.ahead || std::ranges::any_of(parts, [&](const Part& p) {
+    const Sequence& s = *p.sequence;
+    return p.drafts > 0 || s.wants_all_logits() || s.request.digest_logits ||
+           (options_.draft_tokens > 0 && s.request.speculate);
+  });
+}
+
+std::unique_ptr<Engine::Flight> Engine::launch(std::vector<Part> parts) {
   set_slots(parts);
   const StepShape shape = shape_of(parts);
   int32_t sampled = 0;
-  bool observed = false;
-  for (const Part& p : parts) {
-    sampled += p.sample_row >= 0 ? 1 + p.drafts : 0;
-    observed = observed || p.sequence->wants_all_logits();
-  }
+  for (const Part& p : parts) sampled += p.sampled();
   const int32_t rows = std::min(backend_->bucket(sampled), decoder_->limits().logit_rows);
   fill_inputs(parts, shape, rows);
   const StepKey key{shape.tokens, shape.requests, rows, shape.max_query, shape.max_kv, 0};
@@ -356,12 +397,11 @@ void Engine::run(std::vector<Part>& parts) {
     if (rows > 0) sample_rows(rows);
   });
   counted_.steps++;
-  collect(parts);
-  if (observed) observe_logits(parts);
-  for (const Part& p : parts) {
-    counted_.computed_tokens += p.rows();
-    scheduler_->advance(p);
-  }
+  for (const Part& p : parts) scheduler_->launched(p);
+  auto flight = std::make_unique<Flight>();
+  flight->parts = std::move(parts);
+  fetch(*flight);
+  return flight;
 }
 
 void Engine::sample_rows(int32_t rows) {
@@ -372,7 +412,7 @@ void Engine::sample_rows(int32_t rows) {
   a.positions = sample_.positions.data<int32_t>();
   a.rows = rows;
   a.vocab = config_.vocab;
-  a.tokens = sample_.tokens.data<int32_t>();
+  a.tokens = decoder_->inputs().sampled.data<int32_t>();
   a.logprobs = sample_.logprobs.data<float>();
   a.top_ids = sample_.top_ids.data<int32_t>();
   a.top_logprobs = sample_.top_logprobs.data<float>();
@@ -380,40 +420,45 @@ void Engine::sample_rows(int32_t rows) {
   backend_->sample(*slots_, a);
 }
 
-// Sampled tokens and errors of a step, to their sequences.
-void Engine::collect(std::vector<Part>& parts) {
+// Sampled tokens and errors of a step, on their way to the host.
+void Engine::fetch(Flight& flight) {
   size_t sampled = 0, rows = 0;
   bool top = false;
-  for (const Part& p : parts) {
-    sampled += p.sample_row >= 0 ? size_t{1} + static_cast<size_t>(p.drafts) : 0U;
+  for (const Part& p : flight.parts) {
+    sampled += static_cast<size_t>(p.sampled());
     rows += static_cast<size_t>(p.rows());
     top = top || (p.sample_row >= 0 && p.sequence->request.sampling.top_logprobs > 0);
   }
-  Sampled s;
+  Sampled& s = flight.sampled;
   s.nonfinite.resize(rows);
   for (auto* v : {&s.token, &s.status}) v->resize(sampled);
   s.logprob.resize(sampled);
   s.top_ids.resize(top ? sampled * kMaxTopLogprobs : 0);
   s.top_logprobs.resize(s.top_ids.size());
-  const auto all = [](auto& v, const Buffer& from) { return Download{v.data(), from.data(), v.size() * sizeof(v[0])}; };
-  const Download downloads[] = {{s.nonfinite.data(), decoder_->nonfinite(), rows * 4},
-                                all(s.token, sample_.tokens),
-                                all(s.status, sample_.status),
-                                all(s.logprob, sample_.logprobs),
-                                all(s.top_ids, sample_.top_ids),
-                                all(s.top_logprobs, sample_.top_logprobs)};
-  backend_->download_all(downloads);
-  if (std::ranges::any_of(s.nonfinite, [](int32_t f) { return f != 0; })) {
-    const std::vector<int32_t> none(rows, 0);
-    backend_->upload(decoder_->nonfinite(), none.data(), rows * 4);
-  }
-  for (Part& p : parts) accept(p, s);
+  const auto all = [](auto& v, const void* from) { return Download{v.data(), from, v.size() * sizeof(v[0])}; };
+  const Download downloads[] = {
+      all(s.nonfinite, decoder_->nonfinite()), all(s.token, decoder_->inputs().sampled.data()),
+      all(s.status, sample_.status.data()),    all(s.logprob, sample_.logprobs.data()),
+      all(s.top_ids, sample_.top_ids.data()),  all(s.top_logprobs, sample_.top_logprobs.data())};
+  flight.arrive = backend_->download_later(downloads);
 }
 
-TokenOutput Engine::output(const Sequence& s, const Sampled& from, size_t row) const {
+// A step's results, to its sequences; those that have ended since it was started get nothing more.
+void Engine::land(Flight& flight) {
+  flight.arrive();
+  std::erase_if(flight.parts, [](const Part& p) { return p.sequence->done; });
+  for (Part& p : flight.parts) accept(p, flight.sampled);
+  observe_logits(flight.parts);
+  for (const Part& p : flight.parts) {
+    counted_.computed_tokens += p.rows();
+    scheduler_->settle(p);
+  }
+}
+
+TokenOutput Engine::output(const Sequence& s, const Sampled& from, size_t row, int32_t position) const {
   TokenOutput out;
   out.request = s.id;
-  out.position = s.size();
+  out.position = position;
   out.token = from.token[row];
   const int32_t wanted = s.request.sampling.top_logprobs;
   out.logprob = wanted >= 0 ? from.logprob[row] : kNoLogprob;
@@ -437,14 +482,15 @@ void Engine::accept(Part& part, const Sampled& from) {
       finish(s, FinishReason::kError,
              fmt::format(
                  "the keys or values of token {} are not finite: the model's weights hold NaN or infinity, or overflow",
-                 s.computed + (bad - computed.begin())));
+                 part.start + (bad - computed.begin())));
       return;
     }
     if (part.sample_row < 0) return;
     const auto row = static_cast<size_t>(part.sample_row) + static_cast<size_t>(i);
-    if (from.status[row] != kSampled) return finish(s, FinishReason::kError, not_finite(s.size() - 1));
+    const int32_t position = part.start + part.count + i;
+    if (from.status[row] != kSampled) return finish(s, FinishReason::kError, not_finite(position - 1));
     if (s.request.max_tokens == 0) return;  // scoring only
-    TokenOutput out = output(s, from, row);
+    TokenOutput out = output(s, from, row, position);
     if (s.request.digest_logits) digest_logits(s, out, part.sample_row + i);
     accept_token(s, out);
     if (s.done || i == part.drafts || out.token != s.drafts[static_cast<size_t>(i)]) break;
@@ -466,25 +512,26 @@ void Engine::digest_logits(Sequence& s, TokenOutput& out, int32_t row) {
 }
 
 void Engine::accept_token(Sequence& s, const TokenOutput& out) {
-  s.tokens.push_back(out.token);
+  s.put(out.position, out.token);
+  if (out.position + 1 == s.size()) s.unknown_row = -1;
   s.result.tokens.push_back(out);
   counted_.sampled_tokens++;
   if (s.request.on_token) s.request.on_token(out);
-  const auto generated = static_cast<int32_t>(s.result.tokens.size());
   if (std::ranges::find(s.request.stop_tokens, out.token) != s.request.stop_tokens.end()) {
     finish(s, FinishReason::kStop);
-  } else if ((s.request.max_tokens >= 0 && generated >= s.request.max_tokens) || s.size() >= options_.context) {
+  } else if (out.position + 1 >= s.longest) {
     finish(s, FinishReason::kLength);
   }
 }
 
-// The logits of every row of sequences that asked for them, a few rows at a time. s.computed is still the step's start.
+// The logits of every row of sequences that asked for them, a few rows at a time.
 void Engine::observe_logits(const std::vector<Part>& parts) {
   const int32_t limit = decoder_->limits().logit_rows;
   for (const Part& p : parts) {
     Sequence& s = *p.sequence;
+    const int32_t start = p.start;
     if (!s.wants_all_logits() || s.result.reason == FinishReason::kError) continue;
-    for (int32_t first = std::max(0, s.scored - s.computed); first < p.kept(); first += limit) {
+    for (int32_t first = std::max(0, s.scored - start); first < p.kept(); first += limit) {
       const int32_t rows = std::min(limit, p.kept() - first);
       std::vector<int32_t> index(static_cast<size_t>(limit), -1);
       for (int32_t i = 0; i < rows; i++) index[static_cast<size_t>(i)] = p.first_row + first + i;
@@ -495,22 +542,23 @@ void Engine::observe_logits(const std::vector<Part>& parts) {
       std::vector<float> logits(static_cast<size_t>(rows) * static_cast<size_t>(config_.vocab));
       backend_->download(logits.data(), decoder_->logits(), logits.size() * sizeof(float));
       for (int32_t i = 0; i < rows; i++) {
-        s.request.on_logits(s.computed + first + i, std::span(logits).subspan(static_cast<size_t>(i * config_.vocab),
-                                                                              static_cast<size_t>(config_.vocab)));
+        s.request.on_logits(start + first + i, std::span(logits).subspan(static_cast<size_t>(i * config_.vocab),
+                                                                         static_cast<size_t>(config_.vocab)));
       }
     }
-    s.scored = std::max(s.scored, s.computed + p.kept());
+    s.scored = std::max(s.scored, start + p.kept());
   }
 }
 
 void Engine::score_prompt(const Part& part, const float* logits, int32_t first, int32_t rows) {
   Sequence& s = *part.sequence;
+  const int32_t start = part.start;
   const auto prompt = static_cast<int32_t>(s.request.prompt.size());
   std::vector<int32_t> targets(static_cast<size_t>(rows), -1), best(targets.size()), status(targets.size());
   std::vector<float> scores(targets.size());
   int32_t wanted = 0;
-  for (; wanted < rows && s.computed + first + wanted + 1 < prompt; wanted++) {
-    const int32_t next = s.computed + first + wanted + 1;
+  for (; wanted < rows && start + first + wanted + 1 < prompt; wanted++) {
+    const int32_t next = start + first + wanted + 1;
     targets[static_cast<size_t>(wanted)] = s.tokens[static_cast<size_t>(next)];
   }
   if (wanted == 0) return;
@@ -530,7 +578,7 @@ void Engine::score_prompt(const Part& part, const float* logits, int32_t first, 
   backend_->download(status.data(), a.status, bytes);
   for (size_t i = 0; i < static_cast<size_t>(wanted); i++) {
     if (status[i] != kSampled) {
-      finish(s, FinishReason::kError, not_finite(s.computed + first + static_cast<int32_t>(i)));
+      finish(s, FinishReason::kError, not_finite(start + first + static_cast<int32_t>(i)));
       return;
     }
     s.result.prompt_logprobs.push_back(scores[i]);
@@ -553,7 +601,7 @@ void Engine::retire() {
   for (const auto all : {scheduler_->running(), scheduler_->waiting()}) {
     for (const auto& s : all) {
       if (s->cancelled) finish(*s, FinishReason::kCancelled);
-      if (!s->done && s->request.max_tokens == 0 && s->pending() == 0) finish(*s, FinishReason::kLength);
+      if (!s->done && s->request.max_tokens == 0 && s->settled == s->size()) finish(*s, FinishReason::kLength);
     }
   }
   deliver(scheduler_->take_done());
@@ -566,6 +614,7 @@ void Engine::deliver(Scheduler::Sequences ended) {
     } else {
       finished_.emplace(s->id, std::move(s->result));
     }
+    if (flight_) flight_->ended.push_back(std::move(s));
   }
 }
 
@@ -578,6 +627,7 @@ void Engine::fail_all(const std::string& error) {
     }
   }
   deliver(scheduler_->take_all());
+  flight_.reset();
   publish();
 }
 

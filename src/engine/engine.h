@@ -25,6 +25,7 @@ struct EngineOptions {
   bool prefix_cache = true;
   int32_t priority_steps = 100;              // steps of waiting that one level of Request::priority is worth
   int32_t draft_tokens = 0;                  // speculation: drafts a sequence and step, found in its own text; 0: none
+  std::optional<bool> ahead;                 // start a step before the last one's results are seen; none: where it pays
   ComputeType compute = ComputeType::kAuto;  // bf16 or f16; auto: what the model is in
   Progress progress;                         // while weights load
 };
@@ -57,7 +58,8 @@ class Engine {
   // Any thread: as of the end of the last step.
   EngineStats stats() const;
 
-  // One step of the model over whatever is running. False when there was nothing to do.
+  // One step of the model over whatever is running. False when there is nothing left to do. A step ahead
+  // (EngineOptions::ahead) starts one and ends the one before it, whose tokens the callbacks then get.
   bool step();
   void run_until_idle();
   // The result of a finished request, once; nothing while it runs.
@@ -84,6 +86,8 @@ class Engine {
 
  private:
   class PageTable;
+  struct Sampled;
+  struct Flight;
 
   std::unique_ptr<Scheduler> make_scheduler() const;
   void make_buffers();
@@ -93,11 +97,12 @@ class Engine {
   std::vector<int32_t> propose(Sequence& s, int32_t most);
   StepShape shape_of(const std::vector<Part>& parts) const;
   void fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
-  void run(std::vector<Part>& parts);
+  bool must_land_at_once(const std::vector<Part>& parts) const;
+  std::unique_ptr<Flight> launch(std::vector<Part> parts);
   void sample_rows(int32_t rows);
-  void collect(std::vector<Part>& parts);
-  struct Sampled;
-  TokenOutput output(const Sequence& s, const Sampled& from, size_t row) const;
+  void fetch(Flight& flight);
+  void land(Flight& flight);
+  TokenOutput output(const Sequence& s, const Sampled& from, size_t row, int32_t position) const;
   void accept(Part& part, const Sampled& from);
   void accept_token(Sequence& s, const TokenOutput& out);
   void digest_logits(Sequence& s, TokenOutput& out, int32_t row);
@@ -117,6 +122,7 @@ class Engine {
   std::unique_ptr<PageTable> table_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<SamplerSlots> slots_;
+  std::unique_ptr<Flight> flight_;  // the step under way
   std::map<RequestId, Result> finished_;
   std::vector<RowOrigin> step_rows_;
   EngineStats counted_;  // by the stepping thread
@@ -130,8 +136,13 @@ class Engine {
 
   // Host and backend sides of a step's sampling, made once.
   struct SampleBuffers {
-    Buffer slots, positions, tokens, logprobs, top_ids, top_logprobs, status, targets, best, scores;
+    Buffer slots, positions, logprobs, top_ids, top_logprobs, status, targets, best, scores;
   } sample_;
+  // A step's inputs, kept for their memory.
+  struct HostInputs {
+    std::vector<int32_t> token, position, start, kv, row, slot, at, no_flags;
+    std::vector<int64_t> place;
+  } host_;
 };
 
 }  // namespace isobit

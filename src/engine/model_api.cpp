@@ -1,7 +1,7 @@
 // The public API over Session.
+#include "engine/receipt.h"
 #include "engine/session.h"
 #include "isobit/isobit.h"
-#include "numerics/contract.h"
 
 namespace isobit {
 
@@ -40,9 +40,7 @@ Model Model::load(const std::string& path, const LoadSettings& settings) {
   return Model(std::move(state));
 }
 
-std::string Model::fingerprint() const {
-  return fmt::format("{}/{}", numerics::kContractVersion, state_->session->engine().file().digest());
-}
+std::string Model::fingerprint() const { return isobit::fingerprint(state_->session->engine()); }
 
 std::vector<int32_t> Model::tokenize(std::string_view text) const { return state_->session->text_prompt(text); }
 

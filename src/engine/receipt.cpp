@@ -48,6 +48,10 @@ std::string hex(uint64_t digest) { return fmt::format("{:016x}", digest); }
 
 std::string compute_name(const Engine& engine) { return engine.config().type == DType::kF16 ? "f16" : "bf16"; }
 
+std::string fingerprint(const Engine& engine) {
+  return fmt::format("{}/{}/{}", numerics::kContractVersion, engine.file().digest(), compute_name(engine));
+}
+
 Receipt make_receipt(const Engine& engine, const Request& request, const std::vector<TokenOutput>& tokens) {
   Receipt r;
   r.contract = numerics::kContractVersion;

@@ -24,6 +24,9 @@ Receipt make_receipt(const Engine& engine, const Request& request, const std::ve
 // What an engine computes in, as --dtype names it.
 std::string compute_name(const Engine& engine);
 
+// All that an answer's bits depend on besides the request: contract version, model digest, compute type.
+std::string fingerprint(const Engine& engine);
+
 std::string receipt_json(const Receipt& receipt);
 // Throws Error(kInvalidArgument) naming what is missing or malformed.
 Receipt read_receipt(const std::string& json);

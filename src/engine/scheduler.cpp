@@ -78,7 +78,7 @@ bool Scheduler::may_share(const Sequence& s) const {
 void Scheduler::attach_prefix(Sequence& s) {
   s.pages = tree_.match(std::span(s.tokens).first(s.tokens.size() - 1));
   s.shared = static_cast<int32_t>(s.pages.size());
-  s.computed = s.shared * options_.page_size;
+  s.computed = s.settled = s.shared * options_.page_size;
   if (s.result.tokens.empty()) s.result.cached_tokens = s.computed;
   stats_.cached_tokens += s.computed;
 }
@@ -94,7 +94,7 @@ bool Scheduler::waits_for_prefix(const Sequence& s) const {
     const auto theirs = std::span(other->tokens);
     const auto common = std::ranges::mismatch(usable, theirs).in1 - usable.begin();
     const int64_t pages = common / options_.page_size;
-    if (pages > known && other->computed < pages * options_.page_size) return true;
+    if (pages > known && other->settled < pages * options_.page_size) return true;
   }
   return false;
 }
@@ -135,7 +135,7 @@ void Scheduler::release_pages(Sequence& s) {
 // Gives up a sequence's pages; it will be computed again, to the same bits.
 void Scheduler::preempt(Sequence& s) {
   release_pages(s);
-  s.computed = 0;
+  s.computed = s.settled = 0;
   s.result.preemptions++;
   stats_.preemptions++;
 }
@@ -145,7 +145,7 @@ std::vector<Part> Scheduler::choose() {
   std::vector<Sequence*> order;
   for (const bool decodes : {true, false}) {
     for (auto& s : running_) {
-      if (!s->done && (s->pending() == 1) == decodes) order.push_back(s.get());
+      if (!s->done && !s->only_waits() && (s->pending() == 1) == decodes) order.push_back(s.get());
     }
   }
   std::vector<Part> parts;
@@ -161,7 +161,9 @@ std::vector<Part> Scheduler::choose() {
     const bool reserved = reserve(*s, s->computed + count);
     // Making room may have preempted somebody behind who is already in the step, in vain or not.
     std::erase_if(parts, [](const Part& p) { return p.sequence->pages.empty(); });
-    if (reserved) parts.push_back({.sequence = s, .count = count});
+    if (reserved) {
+      parts.push_back({.sequence = s, .start = s->computed, .preemptions = s->result.preemptions, .count = count});
+    }
     budget = options_.tokens_per_step;
     for (const Part& p : parts) budget -= p.count;
   }
@@ -204,11 +206,22 @@ std::vector<Part> Scheduler::plan(const Propose& propose) {
   return parts;
 }
 
-void Scheduler::advance(const Part& part) {
+void Scheduler::launched(const Part& part) {
   Sequence& s = *part.sequence;
-  s.computed += part.kept();
+  s.computed += part.count;
+  if (part.sample_row < 0 || s.size() >= s.longest) return;  // the end of a prompt that is only to be scored
+  s.tokens.push_back(kUnknownToken);
+  s.unknown_row = part.sample_row;
+}
+
+void Scheduler::settle(const Part& part) {
+  Sequence& s = *part.sequence;
+  const int32_t end = part.start + part.kept();
+  if (part.preemptions != s.result.preemptions) return;  // its pages have gone
+  s.computed = std::max(s.computed, end);
+  s.settled = end;
   if (!options_.prefix_cache || s.result.reason == FinishReason::kError) return;
-  const int32_t whole = s.computed / options_.page_size;
+  const int32_t whole = end / options_.page_size;
   if (whole <= s.shared) return;
   const auto tokens = std::span(s.tokens).first(static_cast<size_t>(whole) * static_cast<size_t>(options_.page_size));
   tree_.insert(tokens, std::span(s.pages).first(static_cast<size_t>(whole)));

@@ -9,8 +9,9 @@
 // most running - 1 of a step's tokens, pages may be taken from everybody behind, and nobody ahead is there to be waited
 // for. It ends after at most (prompt + answer) steps, and the place goes to the first of those waiting. So a request
 // ends after at most the sum of (prompt + answer) of those ahead of it, of those that run when it comes to the front,
-// and of itself, in steps. A running request behind whose count of sampled tokens matters (presence and frequency
-// penalties) keeps its place, though not its pages; it is one of "those that run".
+// and of itself, in steps; where steps are started ahead of results, one more for each of them. A running request
+// behind whose count of sampled tokens matters (presence and frequency penalties) keeps its place, though not its
+// pages; it is one of "those that run".
 #include <functional>
 #include <memory>
 #include <span>
@@ -53,8 +54,11 @@ class Scheduler {
   // The next step: parts with their rows numbered and their pages reserved. Starts waiting sequences and preempts
   // running ones as the order says.
   std::vector<Part> plan(const Propose& propose = {});
-  // After a step: its tokens are computed; full pages go to the prefix tree, unless the sequence failed.
-  void advance(const Part& part);
+  // A step was started: its tokens count as computed and what it samples as a token that is not known yet, so that the
+  // next step can be planned before its results are seen. Drafts can not: such a step is settled first.
+  void launched(const Part& part);
+  // Its results were seen: full pages go to the prefix tree, unless the sequence failed.
+  void settle(const Part& part);
   // Takes out the sequences that are done, their pages and slots given back.
   Sequences take_done();
   // Takes out everything.

@@ -74,6 +74,7 @@ Answer Session::generate(std::vector<int32_t> prompt, const GenerateOptions& opt
   request.sampling = options.sampling;
   request.sampling.top_logprobs = std::max(0, request.sampling.top_logprobs);
   request.max_tokens = options.max_tokens;
+  request.digest_logits = options.digest_logits;
   if (!options.ignore_eos) request.stop_tokens = stop_tokens_;
   request.on_token = [&](const TokenOutput& out) {
     if (answer.first_token_s == 0) answer.first_token_s = seconds_since(start);

@@ -19,6 +19,7 @@ struct GenerateOptions {
   int32_t max_tokens = -1;
   std::vector<std::string> stop;
   bool ignore_eos = false;
+  bool digest_logits = false;                          // for a receipt
   const std::atomic<bool>* cancel = nullptr;           // looked at between tokens
   std::function<void(std::string_view text)> on_text;  // whole characters, as they come
 };
@@ -39,6 +40,7 @@ class Session {
   Session(const std::string& model_path, const DeviceOptions& device, const EngineOptions& options);
 
   Engine& engine() { return *engine_; }
+  const Engine& engine() const { return *engine_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   const EngineOptions& options() const { return engine_->options(); }
   double load_seconds() const { return load_s_; }

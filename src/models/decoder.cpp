@@ -234,6 +234,7 @@ void Decoder::make_buffers() {
   inputs_.kv_len = buffer(requests * 4, "step inputs");
   inputs_.page_table = buffer(requests * static_cast<size_t>(limits_.table_stride) * 4, "page tables");
   inputs_.logit_rows = buffer(rows * 4, "step inputs");
+  inputs_.sampled = buffer(rows * 4, "sampling");
   residual_ = buffer(tokens * hidden * 4, "the residual stream");
   normed_ = buffer(tokens * hidden * 2, "normed activations");
   qkv_ = buffer(tokens * widest([](const LayerConfig& l) { return l.qkv_columns(); }) * 4, "q, k, v");

@@ -31,6 +31,7 @@ struct StepInputs {
   Buffer kv_len;       // int32 [requests], 0: padding
   Buffer page_table;   // int32 [requests, table_stride]
   Buffer logit_rows;   // int32 [logit_rows], -1: padding
+  Buffer sampled;      // int32 [logit_rows]: what the step before drew; not the host's
 };
 
 struct StepShape {

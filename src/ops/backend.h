@@ -39,6 +39,9 @@ struct Upload {
   void* to = nullptr;
   const void* from = nullptr;
   size_t bytes = 0;
+  // In the backend's memory, or null: a 32-bit word of -2 - i becomes drawn[i]. So a step's input can be what the step
+  // before samples, unseen by the host. For upload_all of a backend that runs ahead (EngineOptions::ahead).
+  const int32_t* drawn = nullptr;
 };
 struct Download {
   void* to = nullptr;
@@ -69,6 +72,15 @@ class Backend {
   virtual void download_all(std::span<const Download> parts) {
     for (const Download& p : parts) download(p.to, p.from, p.bytes);
   }
+  // Starts a download_all: what comes back, called once, waits until the bytes are there. The operators may go on over
+  // the memory meanwhile; at most two such downloads may be under way.
+  virtual std::function<void()> download_later(std::span<const Download> parts) {
+    download_all(parts);
+    return [] {};
+  }
+  // Whether operators go on while the host does something else: then a step is worth starting before the last one's
+  // results are seen.
+  virtual bool runs_by_itself() const { return false; }
   virtual void copy(void* to, const void* from, size_t bytes) = 0;  // within the backend
   virtual void synchronize() = 0;
 

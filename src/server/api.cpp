@@ -62,8 +62,7 @@ std::string Api::error_body(int status, const std::string& message) {
 void Api::set_ready(Session& session, EngineThread& engine, HttpServer& http) {
   const Engine& e = engine.engine();
   if (options_.model.empty()) options_.model = e.config().name;
-  serving_.emplace(Serving{session, engine, http, metrics_, options_.model,
-                           fmt::format("{}/{}/{}", numerics::kContractVersion, e.file().digest(), compute_name(e))});
+  serving_.emplace(Serving{session, engine, http, metrics_, options_.model, fingerprint(e)});
   unavailable_.clear();
 }
 

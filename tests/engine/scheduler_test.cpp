@@ -1,5 +1,6 @@
-// The scheduler under a fake model: random arrivals, priorities, cancellations, drafts and far too few pages, with
-// every invariant checked at every step. ISOBIT_SIM_STEPS sets how many steps (a million takes about a minute).
+// The scheduler under a fake model: random arrivals, priorities, cancellations, drafts, steps ahead of their results
+// and far too few pages, with every invariant checked at every step. ISOBIT_SIM_STEPS sets how many steps (a million
+// takes about a minute).
 #include "engine/scheduler.h"
 
 #include <gtest/gtest.h>
@@ -33,7 +34,8 @@ int32_t next_token(std::span<const int32_t> tokens) { return static_cast<int32_t
 
 class Simulation {
  public:
-  explicit Simulation(Random& random) : random_(random), options_(draw(random)), scheduler_(options_) {
+  explicit Simulation(Random& random)
+      : random_(random), options_(draw(random)), ahead_(random.below(2) == 0), scheduler_(options_) {
     cache_.resize(static_cast<size_t>(options_.pages * options_.page_size), 0);
   }
 
@@ -44,7 +46,7 @@ class Simulation {
     retire();
     const auto parts = scheduler_.plan([&](Sequence& s, int32_t most) { return guess(s, most); });
     check_plan(parts);
-    for (Part p : parts) compute(p);
+    run(parts);
     retire();
     check_pages();
     clock_++;
@@ -53,16 +55,18 @@ class Simulation {
   void drain() {
     for (int i = 0; i < 100000 && !alive_.empty(); i++) {
       retire();
-      for (Part p : scheduler_.plan()) compute(p);
+      run(scheduler_.plan());
       retire();
       clock_++;
     }
     EXPECT_TRUE(alive_.empty()) << alive_.size() << " requests never end";
+    land(std::exchange(flight_, {}));
     scheduler_.flush();
     EXPECT_EQ(scheduler_.pool().free(), options_.pages) << "pages leaked";
   }
 
   const SchedulerOptions& options() const { return options_; }
+  bool ahead() const { return ahead_; }
   const SchedulerStats& stats() const { return scheduler_.stats(); }
   int64_t finished() const { return finished_; }
   int64_t accepted() const { return accepted_; }
@@ -101,8 +105,10 @@ class Simulation {
     r.priority = random_.below(4) == 0 ? random_.below(5) - 2 : 0;
     r.sampling.presence_penalty = random_.below(3) == 0 ? 0.5f : 0.0f;
     s->tokens = r.prompt;
+    s->longest = prompt + r.max_tokens;
     s->request = std::move(r);
-    Known k{.arrived = clock_, .bound = 0, .length = prompt + s->request.max_tokens, .sequence = s.get(), .rank = 0};
+    const int32_t late = ahead_ ? 1 : 0;
+    Known k{.arrived = clock_, .bound = 0, .length = s->longest + late, .sequence = s.get(), .rank = 0};
     Sequence& added = *s;
     scheduler_.add(std::move(s));
     k.rank = added.rank;
@@ -123,6 +129,7 @@ class Simulation {
 
   // Mostly right, sometimes wrong.
   std::vector<int32_t> guess(Sequence& s, int32_t most) {
+    if (!s.knows_all()) return {};
     std::vector<int32_t> text = s.tokens, drafts;
     most = std::min(most, s.request.max_tokens - static_cast<int32_t>(s.result.tokens.size()) - 1);
     for (int32_t i = random_.below(std::max(1, most + 1)); i > 0; i--) {
@@ -154,7 +161,8 @@ class Simulation {
     for (const auto& s : running) EXPECT_TRUE(s->slot >= 0 && slots.insert(s->slot).second);
     for (const auto& s : scheduler_.waiting()) EXPECT_TRUE(s->slot < 0 && s->pages.empty() && s->computed == 0);
     if (!running.empty()) {
-      EXPECT_TRUE(planned.contains(running.front().get())) << "the first in order stands still";
+      const Sequence& first = *running.front();
+      EXPECT_TRUE(planned.contains(&first) || first.only_waits()) << "the first in order stands still";
     }
     for (size_t i = 1; i < running.size(); i++) EXPECT_TRUE(running[i - 1]->ahead_of(*running[i]));
     for (size_t i = 1; i < scheduler_.waiting().size(); i++)
@@ -166,45 +174,81 @@ class Simulation {
                                position % options_.page_size);
   }
 
-  // One part of a step: writes its entries, reads all before them, samples.
-  void compute(Part& p) {
+  // A part of a step that was started, and what it has sampled.
+  struct Flown {
+    Part part;
+    std::vector<int32_t> sampled;
+  };
+
+  // Starts a step and sees the results of the one before, or of both.
+  void run(const std::vector<Part>& parts) {
+    std::vector<Flown> step;
+    bool at_once = !ahead_;
+    for (const Part& p : parts) {
+      step.push_back(compute(p));
+      at_once = at_once || p.drafts > 0;
+      scheduler_.launched(p);
+    }
+    land(std::exchange(flight_, std::move(step)));
+    if (at_once) land(std::exchange(flight_, {}));
+    if (flight_.empty()) ended_.clear();
+  }
+
+  // One part of a step, as the device runs it: writes its entries, reads all before them, samples.
+  Flown compute(const Part& p) {
+    Flown f{p, {}};
     Sequence& s = *p.sequence;
-    std::vector<int32_t> text(s.tokens.begin(), s.tokens.begin() + s.computed + p.count);
+    std::vector<int32_t> text(s.tokens.begin(), s.tokens.begin() + p.start + p.count);
+    if (text.back() == kUnknownToken) text.back() = drawn_.at(s.id);
     text.insert(text.end(), s.drafts.begin(), s.drafts.begin() + p.drafts);
     uint64_t h = 1;
-    for (int32_t i = 0; i < s.computed + p.rows(); i++) {
+    for (int32_t i = 0; i < p.start + p.rows(); i++) {
       h = mix(h, text[static_cast<size_t>(i)]);
       uint64_t& entry = cache_[place(s, i)];
-      if (i >= s.computed) {
+      if (i >= p.start) {
         entry = h;
       } else {
-        ASSERT_EQ(entry, h) << "request " << s.id << " reads another text's entry at " << i;
+        EXPECT_EQ(entry, h) << "request " << s.id << " reads another text's entry at " << i;
       }
     }
-    for (int32_t i = 0; p.sample_row >= 0 && i <= p.drafts; i++) {
-      const int32_t token = next_token(s.tokens);
-      s.tokens.push_back(token);
-      TokenOutput out;
-      out.token = token;
-      s.result.tokens.push_back(out);
-      if (static_cast<int32_t>(s.result.tokens.size()) == s.request.max_tokens) s.done = true;
-      if (s.done || i == p.drafts || token != s.drafts[static_cast<size_t>(i)]) break;
-      p.accepted++;
-      accepted_++;
+    text.resize(static_cast<size_t>(p.start + p.count));
+    for (int32_t i = 0; i < p.sampled(); i++) {
+      f.sampled.push_back(next_token(text));
+      text.push_back(f.sampled.back());
+      if (i == p.drafts || f.sampled.back() != s.drafts[static_cast<size_t>(i)]) break;
     }
-    scheduler_.advance(p);
+    if (!f.sampled.empty()) drawn_[s.id] = f.sampled.back();
+    return f;
+  }
+
+  // What the host makes of a step's results. Some answers end early, as by a stop token.
+  void land(std::vector<Flown> step) {
+    for (Flown& f : step) {
+      Sequence& s = *f.part.sequence;
+      if (s.done) continue;
+      for (size_t i = 0; i < f.sampled.size() && !s.done; i++) {
+        const int32_t position = f.part.start + f.part.count + static_cast<int32_t>(i);
+        s.put(position, f.sampled[i]);
+        if (position + 1 == s.size()) s.unknown_row = -1;
+        s.result.tokens.emplace_back().token = f.sampled[i];
+        s.done = position + 1 == s.longest || random_.below(60) == 0;
+        if (i > 0) f.part.accepted++, accepted_++;
+      }
+      scheduler_.settle(f.part);
+    }
   }
 
   void retire() {
     for (const auto all : {scheduler_.running(), scheduler_.waiting()}) {
       for (const auto& s : all) s->done = s->done || s->cancelled;
     }
-    for (const auto& s : scheduler_.take_done()) {
+    for (auto& s : scheduler_.take_done()) {
       EXPECT_TRUE(s->pages.empty() && s->slot < 0);
       const Known& k = alive_.at(s->id);
       EXPECT_LE(clock_ - k.arrived, k.bound) << "request " << s->id << " was starved";
       alive_.erase(s->id);
       finished_++;
+      ended_.push_back(std::move(s));  // the step under way may still hold it
     }
   }
 
@@ -221,8 +265,12 @@ class Simulation {
   static constexpr int32_t kContext = 48;
   Random& random_;
   SchedulerOptions options_;
+  bool ahead_;
   Scheduler scheduler_;
   std::vector<uint64_t> cache_;
+  std::vector<Flown> flight_;
+  Scheduler::Sequences ended_;
+  std::map<RequestId, int32_t> drawn_;  // the last token that the device has sampled
   std::map<RequestId, Known> alive_;
   RequestId next_id_ = 1;
   int64_t clock_ = 0, finished_ = 0, accepted_ = 0;
@@ -238,9 +286,9 @@ TEST(Scheduler, Simulation) {
     const SchedulerOptions& o = simulation.options();
     SCOPED_TRACE(
         fmt::format("{}, from step {}: running {}, {} tokens a step, chunk {}, {} pages of {}, cache {}, {} "
-                    "steps a priority, {} drafts",
+                    "steps a priority, {} drafts, ahead {}",
                     random.note(), done, o.running, o.tokens_per_step, o.chunk, o.pages, o.page_size, o.prefix_cache,
-                    o.priority_steps, o.draft_rows));
+                    o.priority_steps, o.draft_rows, simulation.ahead()));
     for (int i = 0; i < 500 && !::testing::Test::HasFailure(); i++, done++) simulation.step();
     if (!::testing::Test::HasFailure()) simulation.drain();
     if (::testing::Test::HasFailure()) return;
@@ -266,8 +314,9 @@ std::vector<RequestId> planned(Scheduler& scheduler) {
   std::vector<RequestId> ids;
   for (Part& p : scheduler.plan()) {
     ids.push_back(p.sequence->id);
-    if (p.samples()) p.sequence->tokens.push_back(0);
-    scheduler.advance(p);
+    scheduler.launched(p);
+    if (p.sample_row >= 0) p.sequence->put(p.start + p.count, 0), p.sequence->unknown_row = -1;
+    scheduler.settle(p);
   }
   return ids;
 }

@@ -35,7 +35,7 @@ std::vector<Request> users(Random& random, size_t count) {
     const auto own = some_tokens(random, 1 + random.below(12));
     for (int i = 1 + random.below(4); i > 0; i--) r.prompt.insert(r.prompt.end(), own.begin(), own.end());
     r.max_tokens = 1 + random.below(30);
-    r.digest_logits = true;
+    r.digest_logits = random.below(2) == 0;
     r.sampling.top_logprobs = random.below(3);
     r.sampling.temperature = random.below(2) == 0 ? 0.0f : 0.7f;
     r.sampling.seed = random.bits();
@@ -93,6 +93,7 @@ EngineOptions random_options(Random& random) {
   o.prefix_cache = random.below(4) != 0;
   o.priority_steps = random.below(10);
   o.draft_tokens = random.below(2) == 0 ? 0 : 1 + random.below(8);
+  o.ahead = random.below(3) != 0;
   const int32_t whole = (kContext + o.page_size - 1) / o.page_size;
   if (random.below(3) != 0) o.pages = whole + random.below(whole / 2 + 1);
   return o;
@@ -122,9 +123,10 @@ TEST_F(Traffic, NobodyMovesAnybodysBits) {
   const int rounds = static_cast<int>(cases(120));
   for (int round = 0; round < rounds; round++) {
     const EngineOptions o = random_options(random);
-    SCOPED_TRACE(fmt::format("{}, round {}: {} requests, {} a step, chunk {}, {} pages of {}, cache {}, {} drafts",
-                             random.note(), round, o.max_requests, o.tokens_per_step, o.chunk, o.pages, o.page_size,
-                             o.prefix_cache, o.draft_tokens));
+    SCOPED_TRACE(
+        fmt::format("{}, round {}: {} requests, {} a step, chunk {}, {} pages of {}, cache {}, {} drafts, ahead {}",
+                    random.note(), round, o.max_requests, o.tokens_per_step, o.chunk, o.pages, o.page_size,
+                    o.prefix_cache, o.draft_tokens, *o.ahead));
     const auto engine = file_->engine(o);
     std::vector<std::pair<size_t, RequestId>> sent;
     for (int i = 0; i < 16; i++) {

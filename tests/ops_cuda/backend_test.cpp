@@ -83,6 +83,64 @@ TEST(GpuBackend, ManySmallCopiesAtOnce) {
   }
 }
 
+// Two under way at a time, while the memory they read is written anew.
+TEST(GpuBackend, DownloadsLandLater) {
+  const auto backend = make_cuda_backend({});
+  constexpr size_t kMost = 100000;
+  const Buffer memory = backend->allocate(4 * kMost, "test"), other = backend->allocate(4 * kMost, "test");
+  struct Sent {
+    std::vector<std::byte> want, got, other_got;
+    std::function<void()> arrive;
+  };
+  std::vector<Sent> sent(200);
+  for (size_t round = 0; round < sent.size(); round++) {
+    const uint64_t seed = fresh_seed();
+    SCOPED_TRACE(fmt::format("round {}, seed {}", round, seed));
+    Sent& s = sent[round];
+    s.want = random_bytes(4 * (1 + seed % (round % 20 == 19 ? kMost : 1000)), seed);
+    s.got.resize(s.want.size(), std::byte{0xee});
+    s.other_got.resize(round % 3 == 0 ? 0 : 4 * (seed / 7 % (s.want.size() / 4 + 1)), std::byte{0xee});
+    backend->upload(memory.data(), s.want.data(), s.want.size());
+    backend->copy(other.data(), memory.data(), s.want.size());
+    const Download parts[] = {{s.got.data(), memory.data(), s.got.size()},
+                              {s.other_got.data(), other.data(), s.other_got.size()}};
+    s.arrive = backend->download_later(parts);
+    if (round == 0) continue;
+    Sent& last = sent[round - 1];
+    last.arrive();
+    ASSERT_EQ(last.got, last.want);
+    ASSERT_TRUE(std::equal(last.other_got.begin(), last.other_got.end(), last.want.begin()));
+  }
+}
+
+// Words of -2 - i are what stands at i of another array by the time the upload runs.
+TEST(GpuBackend, UploadsTakeWhatWasDrawn) {
+  const auto backend = make_cuda_backend({});
+  for (int round = 0; round < 50; round++) {
+    const uint64_t seed = fresh_seed();
+    SCOPED_TRACE(fmt::format("seed {}", seed));
+    std::mt19937_64 rng(seed);
+    std::vector<int32_t> drawn(1 + rng() % 300), words(1 + rng() % 3000), plain(words.size());
+    for (int32_t& d : drawn) d = static_cast<int32_t>(rng() % 100000);
+    for (int32_t& w : words) w = static_cast<int32_t>(rng() % 1000) - 1;
+    for (int32_t& w : words) w = rng() % 2 == 0 ? w : -2 - static_cast<int32_t>(rng() % drawn.size());
+    const Buffer from = backend->allocate(drawn.size() * 4, "test"), to = backend->allocate(words.size() * 4, "test"),
+                 beside = backend->allocate(words.size() * 4, "test");
+    const Upload before[] = {{from.data(), drawn.data(), drawn.size() * 4}};
+    backend->upload_all(before);
+    const Upload uploads[] = {{to.data(), words.data(), words.size() * 4, from.data<int32_t>()},
+                              {beside.data(), words.data(), words.size() * 4}};
+    backend->upload_all(uploads);
+    std::vector<int32_t> got(words.size());
+    backend->download(got.data(), to.data(), got.size() * 4);
+    backend->download(plain.data(), beside.data(), plain.size() * 4);
+    ASSERT_EQ(plain, words);
+    for (size_t i = 0; i < words.size(); i++) {
+      ASSERT_EQ(got[i], words[i] < -1 ? drawn[static_cast<size_t>(-2 - words[i])] : words[i]) << i;
+    }
+  }
+}
+
 TEST(GpuBackend, ErrorsNameTheLimit) {
   EXPECT_NE(error_of([] { make_cuda_backend({.device = 99}); }).find("cuda:99"), std::string::npos);
   const auto backend = make_cuda_backend({});

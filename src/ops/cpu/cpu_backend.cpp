@@ -85,6 +85,13 @@ class CpuBackend final : public Backend {
     return {std::move(p), bytes};
   }
   void upload(void* to, const void* from, size_t bytes) override { move(to, from, bytes); }
+  void upload_all(std::span<const Upload> parts) override {
+    for (const Upload& p : parts) {
+      move(p.to, p.from, p.bytes);
+      const auto words = std::span(static_cast<int32_t*>(p.to), p.drawn != nullptr ? p.bytes / 4 : 0);
+      for (int32_t& w : words) w = w < -1 ? p.drawn[-2 - w] : w;
+    }
+  }
   void download(void* to, const void* from, size_t bytes) override { move(to, from, bytes); }
   void copy(void* to, const void* from, size_t bytes) override { move(to, from, bytes); }
   void synchronize() override {}

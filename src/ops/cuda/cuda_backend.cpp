@@ -142,6 +142,11 @@ class CudaBackend final : public Backend {
     use_device();
     staging_.download_all(parts);
   }
+  std::function<void()> download_later(std::span<const Download> parts) override {
+    use_device();
+    return staging_.download_later(parts);
+  }
+  bool runs_by_itself() const override { return true; }
   void copy(void* to, const void* from, size_t bytes) override {
     use_device();
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy");

@@ -9,7 +9,9 @@ constexpr int kThreads = 256, kCtas = 8;  // a part
 __global__ __launch_bounds__(kThreads) void scatter_kernel(const __grid_constant__ ScatterParts parts) {
   const ScatterPart p = parts.part[blockIdx.y];
   for (size_t i = blockIdx.x * static_cast<size_t>(kThreads) + threadIdx.x; i < p.words; i += kThreads * kCtas) {
-    p.to[i] = p.from[i];
+    const uint32_t word = p.from[i];
+    const int drawn = -2 - static_cast<int>(word);
+    p.to[i] = p.drawn != nullptr && drawn >= 0 ? static_cast<uint32_t>(p.drawn[drawn]) : word;
   }
 }
 

@@ -9,9 +9,11 @@
 namespace isobit::cuda {
 
 struct ScatterPart {
+  // Device memory, or pinned host memory.
   uint32_t* to = nullptr;
-  const uint32_t* from = nullptr;  // device memory, or pinned host memory
+  const uint32_t* from = nullptr;
   size_t words = 0;
+  const int32_t* drawn = nullptr;  // as Upload's
 };
 struct ScatterParts {
   std::array<ScatterPart, 16> part;
