@@ -25,14 +25,20 @@ using namespace numerics;
 // To 16 bits. Returns whether all are finite.
 bool RoundRow(DType type, const float* x, size_t n, uint16_t* out) {
   const F32 d;
+  const U32Of<F32> du;
+  const uint16_t infinite = type == DType::kBF16 ? 0x7f80 : 0x7c00;
+  auto exponents = hn::Zero(du);
   size_t i = 0;
-  if (type == DType::kBF16) {
-    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) StoreBF16(d, hn::LoadU(d, x + i), out + i);
+  for (; type == DType::kBF16 && i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    const auto v = hn::LoadU(d, x + i);
+    StoreBF16(d, v, out + i);
+    exponents = hn::Max(exponents, hn::And(RoundBF16(d, v), hn::Set(du, infinite)));
   }
-  for (; i < n; i++) out[i] = type == DType::kBF16 ? f32_to_bf16(x[i]) : f32_to_f16(x[i]);
-  const uint16_t exponent = type == DType::kBF16 ? 0x7f80 : 0x7c00;
-  bool finite = true;
-  for (i = 0; i < n; i++) finite &= (out[i] & exponent) != exponent;
+  bool finite = hn::AllTrue(du, hn::Ne(exponents, hn::Set(du, infinite)));
+  for (; i < n; i++) {
+    out[i] = type == DType::kBF16 ? f32_to_bf16(x[i]) : f32_to_f16(x[i]);
+    finite &= (out[i] & infinite) != infinite;
+  }
   return finite;
 }
 
