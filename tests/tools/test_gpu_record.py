@@ -200,6 +200,17 @@ class GpuCheck(Project):
         self.assertEqual(record["rows"],
                          [{"op": "gemm", "case": "m1", "us": 8.0, "floor_us": 7.0, "peers": {"cuBLAS": 9.5}}])
 
+    def test_sanitizers(self):
+        self.run_check("--only", "sanitizers")
+        self.assertEqual(json.loads(self.out.read_text())["tests"], [])  # none on the PATH: left out
+        self.program("compute-sanitizer", """
+            print("[  PASSED  ] 6 tests.")
+            sys.exit("racecheck" in sys.argv)""")
+        done = self.run_check("--only", "sanitizers")
+        self.assertEqual(done.returncode, 1, done.stdout)
+        tests = {t["name"]: (t["outcome"], t["cases"]) for t in json.loads(self.out.read_text())["tests"]}
+        self.assertEqual(tests, {"sanitizer.memcheck": ("passed", 6), "sanitizer.racecheck": ("failed", 6)})
+
     def test_a_model_in_parts(self):
         self.program("isobit", """
             model = open(sys.argv[2]).read()
