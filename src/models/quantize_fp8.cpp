@@ -87,8 +87,8 @@ class BlockRow {
 
 class Quantizer {
  public:
-  Quantizer(const Checkpoint& from, const std::function<void(size_t, size_t)>& progress)
-      : from_(from), config_(read_config(from)), progress_(progress) {
+  Quantizer(const Checkpoint& from, const Fp8Options& options)
+      : from_(from), config_(read_config(from)), options_(options) {
     for (const Tensor& t : from.tensors()) {
       total_ += t.bytes;
       if (t.dtype == DType::kF8E4M3) {
@@ -140,26 +140,42 @@ class Quantizer {
                                    {"fmt", "e4m3"},
                                    {"activation_scheme", "dynamic"},
                                    {"weight_block_size", {kFp8Block, kFp8Block}}};
+    if (!kept_.empty()) json["quantization_config"]["modules_to_not_convert"] = kept_;
     return json.dump(2) + "\n";
   }
 
-  // Names of a layer's matrices, without ".weight".
-  static std::vector<std::string> matrices(const ModelConfig& c, const TensorNames& names) {
-    std::vector<std::string> all = c.fused_qkv ? std::vector{names.qkv} : std::vector{names.q, names.k, names.v};
-    all.push_back(names.out);
-    for (const std::string& name : c.fused_gate_up ? std::vector{names.gate_up} : std::vector{names.gate, names.up}) {
-      all.push_back(name);
+  // Names of a layer's matrices, without ".weight"; those of a group are multiplied together.
+  static std::vector<std::vector<std::string>> groups(const ModelConfig& c, const TensorNames& names) {
+    return {c.fused_qkv ? std::vector{names.qkv} : std::vector{names.q, names.k, names.v},
+            {names.out},
+            c.fused_gate_up ? std::vector{names.gate_up} : std::vector{names.gate, names.up},
+            {names.down}};
+  }
+
+  // True where the matrices of a group stay as they are; notes their names.
+  bool keeps(const std::vector<std::string>& modules) {
+    const auto kept = std::ranges::count_if(modules, [&](const std::string& module) {
+      return std::ranges::any_of(options_.keep, [&](const std::string& part) {
+        return fmt::format(".{}.", module).find(fmt::format(".{}.", part)) != std::string::npos;
+      });
+    });
+    if (kept == 0) return false;
+    if (kept != static_cast<int64_t>(modules.size())) {
+      throw fail(ErrorCode::kInvalidArgument, "{} and what is multiplied together with it must all be kept or all go",
+                 modules[0]);
     }
-    all.push_back(names.down);
-    return all;
+    kept_.insert(kept_.end(), modules.begin(), modules.end());
+    return true;
   }
 
   // Of a folder: the layers' matrices are quantised, everything else is copied.
   void plan_copy() {
     std::set<std::string> linear;
     for (int64_t i = 0; i < config_.layer_count(); i++) {
-      for (const std::string& m : matrices(config_, config_.names)) {
-        linear.insert(config_.names.of_layer(i, m) + ".weight");
+      for (std::vector<std::string> group : groups(config_, config_.names)) {
+        for (std::string& m : group) m = config_.names.of_layer(i, m);
+        if (keeps(group)) continue;
+        for (const std::string& m : group) linear.insert(m + ".weight");
       }
     }
     for (const Tensor& t : from_.tensors()) {
@@ -178,15 +194,25 @@ class Quantizer {
     add_plain(hf.embedding + ".weight", g.embedding + ".weight");
     add_plain(hf.output_norm + ".weight", g.output_norm + ".weight");
     if (!c.tied) add_plain(hf.head + ".weight", g.head + ".weight");
-    const auto from = matrices(c, g), to = matrices(c, hf);
+    const auto from = groups(c, g), to = groups(c, hf);
     for (int64_t i = 0; i < c.layer_count(); i++) {
       const LayerConfig& l = c.layers[static_cast<size_t>(i)];
       const bool pairs = l.rope >= 0 && c.ropes[static_cast<size_t>(l.rope)].layout == RopeLayout::kInterleaved;
       const RowOrder order = pairs ? halves_of_pairs(l.head_dim) : RowOrder();
-      for (size_t m = 0; m < from.size(); m++) {
-        const bool turned = from[m] == g.q || from[m] == g.k;
-        add_quantised(hf.of_layer(i, to[m]) + ".weight",
-                      {&from_.tensor(g.of_layer(i, from[m]) + ".weight"), turned ? order : RowOrder()});
+      for (size_t group = 0; group < from.size(); group++) {
+        std::vector<std::string> modules = to[group];
+        for (std::string& m : modules) m = hf.of_layer(i, m);
+        const bool kept = keeps(modules);
+        for (size_t m = 0; m < modules.size(); m++) {
+          const std::string& name = from[group][m];
+          const bool turned = name == g.q || name == g.k;
+          const Source source{&from_.tensor(g.of_layer(i, name) + ".weight"), turned ? order : RowOrder()};
+          if (kept) {
+            add_bf16(modules[m] + ".weight", source);
+          } else {
+            add_quantised(modules[m] + ".weight", source);
+          }
+        }
       }
       add_plain(hf.of_layer(i, hf.attention_norm) + ".weight", g.of_layer(i, g.attention_norm) + ".weight");
       add_plain(hf.of_layer(i, hf.ffn_norm) + ".weight", g.of_layer(i, g.ffn_norm) + ".weight");
@@ -234,11 +260,15 @@ class Quantizer {
         std::memcpy(to.data(), v.data(), to.size());
       });
     }
-    add(name, DType::kBF16, t.shape, t, [&t](std::span<std::byte> to) {
-      std::vector<uint16_t> row(static_cast<size_t>(t.columns()));
-      const Source from{&t, {}};
-      for (int64_t r = 0; r < t.rows(); r++) {
-        from.row_bf16(r, row.data());
+    add_bf16(name, {&t, {}});
+  }
+
+  void add_bf16(const std::string& name, const Source& source) {
+    const Tensor& t = *source.tensor;
+    add(name, DType::kBF16, t.shape, t, [source](std::span<std::byte> to) {
+      std::vector<uint16_t> row(static_cast<size_t>(source.tensor->columns()));
+      for (int64_t r = 0; r < source.tensor->rows(); r++) {
+        source.row_bf16(r, row.data());
         std::memcpy(to.data() + static_cast<size_t>(r) * row.size() * 2, row.data(), row.size() * 2);
       }
     });
@@ -260,13 +290,14 @@ class Quantizer {
                           make(to);
                           from_.release_pages(source);
                           if (counts) done_ += source.bytes;
-                          if (progress_) progress_(done_, total_);
+                          if (options_.progress) options_.progress(done_, total_);
                         }});
   }
 
   const Checkpoint& from_;
   ModelConfig config_;
-  std::function<void(size_t, size_t)> progress_;
+  const Fp8Options& options_;
+  std::vector<std::string> kept_;  // modules
   ThreadPool pool_{0};
   std::vector<TensorToWrite> tensors_;
   size_t total_ = 0, done_ = 0;
@@ -274,9 +305,18 @@ class Quantizer {
 
 }  // namespace
 
-void quantize_to_fp8(const Checkpoint& from, const std::string& folder,
-                     const std::function<void(size_t done, size_t total)>& progress) {
-  Quantizer(from, progress).write(folder);
+std::vector<std::string> default_kept_modules(const ModelConfig& config) {
+  if (config.hidden >= 1024) return {};
+  std::vector<std::string> keep = {"self_attn"};
+  const int64_t layers = config.layer_count(), outer = layers / 5;
+  for (int64_t i = 0; i < layers; i++) {
+    if (i < outer || i >= layers - outer) keep.push_back(fmt::format("layers.{}", i));
+  }
+  return keep;
+}
+
+void quantize_to_fp8(const Checkpoint& from, const std::string& folder, const Fp8Options& options) {
+  Quantizer(from, options).write(folder);
 }
 
 }  // namespace isobit

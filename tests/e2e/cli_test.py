@@ -478,15 +478,16 @@ class Score(Case):
 
 
 class Quantize(Case):
-    def quantize(self, name):
+    def quantize(self, name, *words):
         folder = str(self.path / name)
-        out, _ = self.isobit("quantize", self.model, "--to", "fp8", "-o", folder)
+        out, _ = self.isobit("quantize", self.model, "--to", "fp8", "-o", folder, *words)
         self.assertEqual(out.strip(), folder)
         return folder
 
     def test_the_folder_is_as_published(self):
         folder = pathlib.Path(self.quantize("published"))
         config = json.loads((folder / "config.json").read_text())
+        kept = config["quantization_config"].pop("modules_to_not_convert")
         self.assertEqual(config["quantization_config"], {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
                                                          "weight_block_size": [128, 128]})
         with open(folder / "model.safetensors", "rb") as f:
@@ -495,6 +496,26 @@ class Quantize(Case):
         self.assertEqual((header[name]["dtype"], header[name]["shape"]), ("F8_E4M3", [64, 96]))
         self.assertEqual((header[name + "_scale_inv"]["dtype"], header[name + "_scale_inv"]["shape"]), ("F32", [1, 1]))
         self.assertEqual(header["model.embed_tokens.weight"]["dtype"], "BF16")
+
+    def test_modules_are_kept(self):
+        def kept_and_types(folder):
+            config = json.loads((pathlib.Path(folder) / "config.json").read_text())["quantization_config"]
+            with open(pathlib.Path(folder) / "model.safetensors", "rb") as f:
+                header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+            layer = "model.layers.0."
+            types = [header[layer + m + ".weight"]["dtype"] for m in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj")]
+            return config.get("modules_to_not_convert", []), types
+        kept, types = kept_and_types(self.quantize("default"))  # a narrow model: attention stays
+        self.assertIn("model.layers.0.self_attn.q_proj", kept)
+        self.assertEqual(types, ["BF16", "F8_E4M3", "F8_E4M3"])
+        self.assertEqual(kept_and_types(self.quantize("none", "--keep", "none")), ([], ["F8_E4M3"] * 3))
+        folder = self.quantize("some", "--keep", "mlp.down_proj", "layers.1")
+        kept, types = kept_and_types(folder)
+        self.assertIn("model.layers.1.mlp.up_proj", kept)
+        self.assertEqual(types, ["F8_E4M3", "F8_E4M3", "BF16"])
+        self.isobit("run", "-m", folder, "Once upon", "--raw", "-n", "3")
+        self.isobit("quantize", self.model, "--keep", "q_proj", "-o", str(self.path / "parted"), code=USAGE,
+                    says=["multiplied together"])
 
     def test_the_model_runs_and_keeps_its_bits(self):
         folder = self.quantize("runs")
