@@ -73,9 +73,11 @@ def table(record, op):
     return "\n" + "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
 
 
-def cpu_table(root):
-    """bench/results/cpu.json, what `isobit bench cpu --json` printed."""
-    r = json.loads((root / "bench/results/cpu.json").read_text())
+def cpu_table(path):
+    """What `isobit bench cpu --json` printed."""
+    if not path.exists():
+        return "\nNot measured yet.\n"
+    r = json.loads(path.read_text())
     lines = ["| | isobit | llama.cpp | ratio |", "| --- | ---: | ---: | ---: |",
              f"| prefill of {r['prefill_tokens']} tokens, tok/s | {r['prefill_tok_s']:.0f} | {r['peer_prefill_tok_s']:.0f} "
              f"| {r['prefill_ratio']:.2f} |"]
@@ -87,10 +89,11 @@ def cpu_table(root):
 
 
 def figure(record, what):
-    """The text of a marker: `table OP`, `value OP CASE FIELD` (us, floor_us or a peer's name), `tests`, `device`, `cpu`."""
+    """The text of a marker: `table OP`, `value OP CASE FIELD` (us, floor_us or a peer's name), `tests`, `device`, `cpu`
+    (bench/results/cpu.json), `cpu MODEL` (cpu_MODEL.json)."""
     words = what.split()
-    if what == "cpu":
-        return cpu_table(ROOT)
+    if words[0] == "cpu" and len(words) <= 2:
+        return cpu_table(ROOT / "bench/results" / ("_".join(words) + ".json"))
     if words[0] == "table" and len(words) == 2:
         return table(record, words[1])
     if words[0] == "value" and len(words) == 4:

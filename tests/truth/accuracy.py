@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """How far isobit's log-probabilities are from the exact model's, llama.cpp's beside them. See run_accuracy.
 
-Every text of tests/truth/texts is one window; each token is scored given those before it. Prints a table, writes a JSON file,
-and fails when a bound is missed: perplexity within 0.1% of the float64 reference (Gemma's 0.5%), mean |difference| of a token's
-log-probability at most 0.020, the same likeliest token in at least 98.5%.
+Every text of tests/truth/texts is one sequence, or several joined are (--join); each token is scored given those before it.
+Prints a table, writes a JSON file, and fails when a bound is missed: perplexity within 0.1% of the float64 reference (Gemma's
+0.5%), mean |difference| of a token's log-probability at most 0.020, the same likeliest token in at least 98.5%.
 """
 import argparse
 import json
@@ -16,18 +16,19 @@ import tempfile
 import llama_cpp
 import numpy as np
 
-from reference import Reference
+from reference import Reference, scores_of_rows
 
 TEXTS = pathlib.Path(__file__).parent / "texts"
 BOUNDS = {"perplexity_error": 0.001, "mean_difference": 0.020, "same_top1": 0.985}
 GEMMA_BOUNDS = {"perplexity_error": 0.005}
 
 
-def isobit_scores(isobit, model, tokens):
+def isobit_scores(isobit, model, tokens, threads):
     with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
         json.dump([int(t) for t in tokens], f)
         f.flush()
-        command = [isobit, "score", "--model", model, "--tokens", f.name, "--json", "-c", str(len(tokens)), "--device", "cpu"]
+        command = [isobit, "score", "--model", model, "--tokens", f.name, "--json", "-c", str(len(tokens)), "--device", "cpu",
+                   "--threads", str(threads or 0)]
         answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert answer["tokens"] == tokens[1:]
     return np.array(answer["logprobs"]), np.array(answer["argmax"]), answer["contract"]
@@ -36,10 +37,23 @@ def isobit_scores(isobit, model, tokens):
 def llama_scores(llm, tokens):
     llm.reset()
     llm.eval(tokens)
-    logits = llm.scores[: len(tokens) - 1].astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return logits[np.arange(len(tokens) - 1), tokens[1:]], logits.argmax(axis=1)
+    return scores_of_rows(lambda begin, end: llm.scores[begin:end].astype(np.float64), tokens)
+
+
+def sequences(llm, bos, names, join):
+    """(name, tokens) of each text, or of texts joined until they have `join` tokens."""
+    tokens, joined = [], []
+    for path in sorted(TEXTS.glob("*.txt")):
+        name = path.name.removesuffix(".txt")
+        if names and name not in names:
+            continue
+        tokens += llm.tokenize(path.read_bytes(), add_bos=bos and not tokens)
+        joined.append(name)
+        if len(tokens) >= join:
+            yield "+".join(joined), tokens
+            tokens, joined = [], []
+    if tokens:
+        yield "+".join(joined), tokens
 
 
 def compare(got, best, want, want_best):
@@ -60,26 +74,25 @@ def main():
     parser.add_argument("--isobit", required=True)
     parser.add_argument("--model", required=True, help="a GGUF file of the llama or gemma3 architecture")
     parser.add_argument("--texts", nargs="*", help="names of texts, without .txt; all where none is named")
+    parser.add_argument("--join", type=int, default=0, help="join texts until they have so many tokens (%(default)s)")
+    parser.add_argument("--threads", type=int, help="of isobit and of llama.cpp; all there are where none is given")
     parser.add_argument("--out", help="JSON file to write")
     a = parser.parse_args()
-    llm = llama_cpp.Llama(model_path=a.model, n_ctx=2048, n_batch=512, logits_all=True, verbose=False)
+    llm = llama_cpp.Llama(model_path=a.model, n_ctx=2048, n_batch=512, n_threads_batch=a.threads, logits_all=True, verbose=False)
     reference = Reference(a.model)
     bounds = GEMMA_BOUNDS if reference.gemma else BOUNDS
     names, columns, contract = [], {"isobit": [], "llama.cpp": [], "reference": []}, ""
-    for path in sorted(TEXTS.glob("*.txt")):
-        if a.texts and path.name.removesuffix(".txt") not in a.texts:
-            continue
-        tokens = llm.tokenize(path.read_bytes(), add_bos=reference.gemma)
-        exact = reference.log_probabilities(tokens)[:-1]
-        columns["reference"].append((exact[np.arange(len(tokens) - 1), tokens[1:]], exact.argmax(axis=1)))
-        scores, best, contract = isobit_scores(a.isobit, a.model, tokens)
+    for name, tokens in sequences(llm, reference.gemma, a.texts, a.join):
+        columns["reference"].append(reference.scores(tokens))
+        scores, best, contract = isobit_scores(a.isobit, a.model, tokens, a.threads)
         columns["isobit"].append((scores, best))
         columns["llama.cpp"].append(llama_scores(llm, tokens))
-        names.append(path.name.removesuffix(".txt"))
-        print(f"{names[-1]}: {len(tokens) - 1} tokens", file=sys.stderr)
+        names.append(name)
+        print(f"{name}: {len(tokens) - 1} tokens", file=sys.stderr)
     joined = {name: [np.concatenate(x) for x in zip(*parts)] for name, parts in columns.items()}
     result = {
         "command": "tests/truth/run_accuracy",
+        "joined_tokens": a.join,
         "model": pathlib.Path(a.model).name,
         "contract": contract,
         "llama_cpp_python": llama_cpp.__version__,

@@ -98,7 +98,26 @@ class Reference:
 
     def log_probabilities(self, tokens):
         """[tokens, vocab]: row i predicts token i + 1."""
-        logits = self.hidden_states(tokens) @ self.head.T
-        logits -= logits.max(axis=1, keepdims=True)
-        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return logits
+        return log_softmax(self.hidden_states(tokens) @ self.head.T)
+
+    def scores(self, tokens):
+        """Log-probabilities of tokens 1, 2, …, and the likeliest token at each of their places."""
+        states = self.hidden_states(tokens)
+        return scores_of_rows(lambda begin, end: states[begin:end] @ self.head.T, tokens)
+
+
+def log_softmax(logits):
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logits
+
+
+def scores_of_rows(logits, tokens, rows=64):
+    """As Reference.scores, from logits(begin, end): all rows at once would take a gigabyte for 500 tokens of Gemma's."""
+    scores, best = [], []
+    for begin in range(0, len(tokens) - 1, rows):
+        end = min(begin + rows, len(tokens) - 1)
+        x = log_softmax(logits(begin, end))
+        scores.append(x[np.arange(end - begin), tokens[begin + 1 : end + 1]])
+        best.append(x.argmax(axis=1))
+    return np.concatenate(scores), np.concatenate(best)
