@@ -21,7 +21,8 @@ int replay_receipt(ReplayFlags& f) {
   if (f.model.context == 0) f.model.context = needed;
   if (f.model.dtype == "auto") f.model.dtype = receipt.compute;
   const auto session = open_session(f.model, engine);
-  const auto difference = replay(session->engine(), receipt);
+  const auto grammar = receipt.constraint ? session->grammar(*receipt.constraint) : nullptr;
+  const auto difference = replay(session->engine(), receipt, grammar);
   if (!difference) {
     std::cout << fmt::format("Equal: {} tokens, made on {}, have the same bits on {} ({}).\n", receipt.tokens.size(),
                              receipt.device.empty() ? "another machine" : receipt.device, session->device(),

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cli/cli.h"
+#include "cli/structured_flags.h"
 #include "engine/receipt.h"
 #include "models/registry.h"
 
@@ -12,6 +13,7 @@ namespace {
 struct RunFlags {
   ModelFlags model;
   SamplingFlags sampling;
+  StructuredFlags structured;
   std::vector<std::string> words;  // [MODEL] PROMPT
   std::string system, file, receipt;
   bool raw = false, json = false;
@@ -39,10 +41,11 @@ std::string settle_prompt(RunFlags& f) {
 
 // What `isobit replay` makes the answer from again.
 void write_receipt(const std::string& path, const Session& session, const std::vector<int32_t>& prompt,
-                   const SamplingParams& sampling, const Answer& answer) {
+                   const GenerateOptions& options, const Answer& answer) {
   Request request;
   request.prompt = prompt;
-  request.sampling = sampling;
+  request.sampling = options.sampling;
+  if (options.constraint) request.grammar = session.grammar(*options.constraint);
   Receipt receipt = make_receipt(session.engine(), request, answer.tokens);
   receipt.device = session.device();
   std::ofstream out(path);
@@ -53,6 +56,7 @@ void write_receipt(const std::string& path, const Session& session, const std::v
 int run_prompt(RunFlags& f) {
   const std::string prompt = settle_prompt(f);
   GenerateOptions o = f.sampling.options();
+  const auto constraint = f.structured.constraint();
   Interrupt interrupt;
   EngineOptions engine;
   engine.max_requests = 1;
@@ -66,6 +70,7 @@ int run_prompt(RunFlags& f) {
     messages.push_back({"user", prompt});
     tokens = session->chat_prompt(messages);
   }
+  o.constraint = constraint;
   o.cancel = &interrupt.flag();
   if (!f.json) o.on_text = [](std::string_view text) { std::cout << text << std::flush; };
   o.digest_logits = !f.receipt.empty();
@@ -77,7 +82,7 @@ int run_prompt(RunFlags& f) {
     std::cout << "\n" << std::flush;
     std::cerr << summary(answer, o, *session) << "\n";
   }
-  if (!f.receipt.empty()) write_receipt(f.receipt, *session, tokens, o.sampling, answer);
+  if (!f.receipt.empty()) write_receipt(f.receipt, *session, tokens, o, answer);
   return answer.reason == FinishReason::kCancelled ? kInterrupted : kOk;
 }
 
@@ -89,6 +94,7 @@ void add_run(CLI::App& app, Command& command) {
   sub->add_option("words", f->words, "[MODEL] PROMPT; - reads stdin")->type_name("[MODEL] PROMPT");
   f->model.add(*sub);
   f->sampling.add(*sub);
+  f->structured.add(*sub);
   sub->add_option("--system", f->system, "System message");
   sub->add_option("-f,--file", f->file, "Read the prompt from a file; -: stdin");
   sub->add_flag("--raw", f->raw, "The prompt as it is, without the chat template");

@@ -46,8 +46,9 @@ class Loading {
           try {
             session_ = open_session(flags.model, flags.engine);
             engine_ = std::make_unique<EngineThread>(session_->engine());
+            worker_ = std::make_unique<server::Worker>();
             http.post([this, &api, &http] {
-              api.set_ready(*session_, *engine_, http);
+              api.set_ready(*session_, *engine_, http, *worker_);
               std::cerr << fmt::format("{} on {}, ready after {:.1f} s\n", session_->engine().config().name,
                                        session_->device(), session_->load_seconds());
             });
@@ -64,6 +65,7 @@ class Loading {
   void finish() {
     thread_.join();
     thread_ = std::thread([] {});
+    worker_.reset();
     engine_.reset();
     if (error_) std::rethrow_exception(error_);
   }
@@ -71,6 +73,7 @@ class Loading {
  private:
   std::unique_ptr<Session> session_;
   std::unique_ptr<EngineThread> engine_;
+  std::unique_ptr<server::Worker> worker_;
   std::exception_ptr error_;
   std::thread thread_;
 };

@@ -30,6 +30,7 @@ class AnswerText {
     return stops_.stopped() ? text : text + stops_.flush();
   }
   bool stopped() const { return stops_.stopped(); }
+  const std::string& matched() const { return stops_.matched(); }
 
  private:
   const Tokenizer& tokenizer_;

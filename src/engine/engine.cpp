@@ -29,6 +29,11 @@ int32_t key_bucket(int32_t keys) {
   return (keys + step - 1) / step * step;
 }
 
+std::string no_token_fits(int32_t position) {
+  return fmt::format("no token of the vocabulary fits the request's grammar at position {}; loosen the grammar",
+                     position);
+}
+
 std::string not_finite(int32_t token) {
   return fmt::format(
       "the logits after token {} hold a NaN or no finite value: the model's weights are damaged or overflow", token);
@@ -139,6 +144,7 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   table_ = std::make_unique<PageTable>(decoder_->inputs().page_table, limits.requests, limits.table_stride);
   scheduler_ = make_scheduler();
   slots_ = backend_->make_sampler(o.max_requests, config_.vocab);
+  masks_ = std::make_unique<StepMasks>(limits.logit_rows, config_.vocab);
   make_buffers();
   publish();
 }
@@ -189,6 +195,7 @@ RequestId Engine::submit(Request request) {
   s->tokens = request.prompt;
   const int64_t longest = request.max_tokens >= 0 ? s->size() + int64_t{request.max_tokens} : options_.context;
   s->longest = static_cast<int32_t>(std::min<int64_t>(longest, options_.context));
+  if (request.grammar) s->mask = request.grammar->start();
   s->request = std::move(request);
   s->result.request = id;
   const std::lock_guard lock(mutex_);
@@ -304,11 +311,13 @@ std::vector<int32_t> Engine::propose(Sequence& s, int32_t most) {
     most = std::min(most, s.request.max_tokens - static_cast<int32_t>(s.result.tokens.size()) - 1);
   most = std::min(most, options_.draft_tokens);
   const int32_t length = most > 0 ? s.draft_length.next() : 0;
-  return length > 0 ? lookup_draft(s.tokens, std::min(most, length)) : std::vector<int32_t>();
+  if (length == 0) return {};
+  auto drafts = lookup_draft(s.tokens, std::min(most, length));
+  return s.mask ? StepMasks::allowed(*s.mask, std::move(drafts)) : drafts;
 }
 
 // What the step's operators read, padding up to its shape included.
-void Engine::fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows) {
+bool Engine::fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows) {
   const StepInputs& in = decoder_->inputs();
   const auto tokens = static_cast<size_t>(shape.tokens), requests = static_cast<size_t>(shape.requests),
              rows = static_cast<size_t>(logit_rows);
@@ -351,13 +360,15 @@ void Engine::fill_inputs(const std::vector<Part>& parts, const StepShape& shape,
   }
   std::fill(h.start.begin() + static_cast<long>(b), h.start.end(), static_cast<int32_t>(t));
   const auto all = [](void* to, const auto& v) { return Upload{to, v.data(), v.size() * sizeof(v[0])}; };
-  Upload uploads[] = {all(in.tokens.data(), h.token),      all(in.positions.data(), h.position),
-                      all(in.slots.data(), h.place),       all(in.query_start.data(), h.start),
-                      all(in.kv_len.data(), h.kv),         table_->changes(),
-                      all(in.logit_rows.data(), h.row),    all(sample_.slots.data(), h.slot),
-                      all(sample_.positions.data(), h.at), all(decoder_->nonfinite(), h.no_flags)};
+  std::vector<Upload> uploads = {all(in.tokens.data(), h.token),      all(in.positions.data(), h.position),
+                                 all(in.slots.data(), h.place),       all(in.query_start.data(), h.start),
+                                 all(in.kv_len.data(), h.kv),         table_->changes(),
+                                 all(in.logit_rows.data(), h.row),    all(sample_.slots.data(), h.slot),
+                                 all(sample_.positions.data(), h.at), all(decoder_->nonfinite(), h.no_flags)};
   if (drawn) uploads[0].drawn = in.sampled.data<int32_t>();
+  const bool masked = masks_->fill(*backend_, parts, uploads);
   backend_->upload_all(uploads);
+  return masked;
 }
 
 StepShape Engine::shape_of(const std::vector<Part>& parts) const {
@@ -379,7 +390,7 @@ StepShape Engine::shape_of(const std::vector<Part>& parts) const {
 bool Engine::must_land_at_once(const std::vector<Part>& parts) const {
   return !*options_.ahead || std::ranges::any_of(parts, [&](const Part& p) {
     const Sequence& s = *p.sequence;
-    return p.drafts > 0 || s.wants_all_logits() || s.request.digest_logits ||
+    return p.drafts > 0 || s.mask || s.wants_all_logits() || s.request.digest_logits ||
            (options_.draft_tokens > 0 && s.request.speculate);
   });
 }
@@ -390,11 +401,11 @@ std::unique_ptr<Engine::Flight> Engine::launch(std::vector<Part> parts) {
   int32_t sampled = 0;
   for (const Part& p : parts) sampled += p.sampled();
   const int32_t rows = std::min(backend_->bucket(sampled), decoder_->limits().logit_rows);
-  fill_inputs(parts, shape, rows);
-  const StepKey key{shape.tokens, shape.requests, rows, shape.max_query, shape.max_kv, 0};
+  const bool masked = fill_inputs(parts, shape, rows);
+  const StepKey key{shape.tokens, shape.requests, rows, shape.max_query, shape.max_kv, masked ? 1U : 0U};
   backend_->run_step(key, [&] {
     decoder_->forward(shape, *pages_);
-    if (rows > 0) sample_rows(rows);
+    if (rows > 0) sample_rows(rows, masked);
   });
   counted_.steps++;
   for (const Part& p : parts) scheduler_->launched(p);
@@ -404,7 +415,7 @@ std::unique_ptr<Engine::Flight> Engine::launch(std::vector<Part> parts) {
   return flight;
 }
 
-void Engine::sample_rows(int32_t rows) {
+void Engine::sample_rows(int32_t rows, bool masked) {
   decoder_->head(rows);
   SampleArgs a;
   a.logits = decoder_->logits();
@@ -417,6 +428,7 @@ void Engine::sample_rows(int32_t rows) {
   a.top_ids = sample_.top_ids.data<int32_t>();
   a.top_logprobs = sample_.top_logprobs.data<float>();
   a.status = sample_.status.data<int32_t>();
+  if (masked) masks_->apply(a);
   backend_->sample(*slots_, a);
 }
 
@@ -488,7 +500,10 @@ void Engine::accept(Part& part, const Sampled& from) {
     if (part.sample_row < 0) return;
     const auto row = static_cast<size_t>(part.sample_row) + static_cast<size_t>(i);
     const int32_t position = part.start + part.count + i;
-    if (from.status[row] != kSampled) return finish(s, FinishReason::kError, not_finite(position - 1));
+    if (from.status[row] != kSampled) {
+      const bool stuck = s.mask && masks_->dead_end(part.sample_row + i);
+      return finish(s, FinishReason::kError, stuck ? no_token_fits(position) : not_finite(position - 1));
+    }
     if (s.request.max_tokens == 0) return;  // scoring only
     TokenOutput out = output(s, from, row, position);
     if (s.request.digest_logits) digest_logits(s, out, part.sample_row + i);
@@ -517,7 +532,9 @@ void Engine::accept_token(Sequence& s, const TokenOutput& out) {
   s.result.tokens.push_back(out);
   counted_.sampled_tokens++;
   if (s.request.on_token) s.request.on_token(out);
-  if (std::ranges::find(s.request.stop_tokens, out.token) != s.request.stop_tokens.end()) {
+  if (s.mask && !s.mask->accept(out.token)) return finish(s, FinishReason::kError, no_token_fits(out.position));
+  if ((s.mask && s.mask->finished()) ||
+      std::ranges::find(s.request.stop_tokens, out.token) != s.request.stop_tokens.end()) {
     finish(s, FinishReason::kStop);
   } else if (out.position + 1 >= s.longest) {
     finish(s, FinishReason::kLength);

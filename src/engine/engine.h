@@ -9,6 +9,7 @@
 #include "engine/draft.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
+#include "engine/step_masks.h"
 #include "models/decoder.h"
 #include "ops/backend.h"
 #include "weights/checkpoint.h"
@@ -96,10 +97,11 @@ class Engine {
   void set_slots(const std::vector<Part>& parts);
   std::vector<int32_t> propose(Sequence& s, int32_t most);
   StepShape shape_of(const std::vector<Part>& parts) const;
-  void fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
+  // Whether rows are masked.
+  bool fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
   bool must_land_at_once(const std::vector<Part>& parts) const;
   std::unique_ptr<Flight> launch(std::vector<Part> parts);
-  void sample_rows(int32_t rows);
+  void sample_rows(int32_t rows, bool masked);
   void fetch(Flight& flight);
   void land(Flight& flight);
   TokenOutput output(const Sequence& s, const Sampled& from, size_t row, int32_t position) const;
@@ -122,6 +124,7 @@ class Engine {
   std::unique_ptr<PageTable> table_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<SamplerSlots> slots_;
+  std::unique_ptr<StepMasks> masks_;
   std::unique_ptr<Flight> flight_;  // the step under way
   std::map<RequestId, Result> finished_;
   std::vector<RowOrigin> step_rows_;

@@ -60,6 +60,7 @@ Receipt make_receipt(const Engine& engine, const Request& request, const std::ve
   r.compute = compute_name(engine);
   r.prompt = request.prompt;
   r.sampling = request.sampling;
+  if (request.grammar) r.constraint = request.grammar->constraint();
   for (const TokenOutput& t : tokens) {
     r.tokens.push_back(t.token);
     r.logits.push_back(hex(t.logits_digest));
@@ -68,16 +69,17 @@ Receipt make_receipt(const Engine& engine, const Request& request, const std::ve
 }
 
 std::string receipt_json(const Receipt& r) {
-  const ReceiptJson j = {{"isobit_receipt", kReceiptFormat},
-                         {"contract", r.contract},
-                         {"model", r.model},
-                         {"model_digest", r.model_digest},
-                         {"compute", r.compute},
-                         {"device", r.device},
-                         {"sampling", sampling_json(r.sampling)},
-                         {"prompt", r.prompt},
-                         {"tokens", r.tokens},
-                         {"logits", r.logits}};
+  ReceiptJson j = {{"isobit_receipt", kReceiptFormat},
+                   {"contract", r.contract},
+                   {"model", r.model},
+                   {"model_digest", r.model_digest},
+                   {"compute", r.compute},
+                   {"device", r.device},
+                   {"sampling", sampling_json(r.sampling)},
+                   {"prompt", r.prompt},
+                   {"tokens", r.tokens},
+                   {"logits", r.logits}};
+  if (r.constraint) j["constraint"] = {{"kind", constraint_name(r.constraint->kind)}, {"text", r.constraint->text}};
   return j.dump(-1, ' ', false, ReceiptJson::error_handler_t::replace);
 }
 
@@ -96,6 +98,10 @@ Receipt read_receipt(const std::string& json) {
     j.at("tokens").get_to(r.tokens);
     j.at("logits").get_to(r.logits);
     r.sampling = read_sampling(j.at("sampling"));
+    if (j.contains("constraint")) {
+      const ReceiptJson& c = j["constraint"];
+      r.constraint = {parse_constraint_kind(c.at("kind").get<std::string>()), c.at("text").get<std::string>()};
+    }
   } catch (const ReceiptJson::exception& e) {
     throw fail(ErrorCode::kInvalidArgument, "not a receipt: {}", e.what());
   }
@@ -104,7 +110,10 @@ Receipt read_receipt(const std::string& json) {
   return r;
 }
 
-std::optional<ReceiptDifference> replay(Engine& engine, const Receipt& receipt) {
+std::optional<ReceiptDifference> replay(Engine& engine, const Receipt& receipt,
+                                        std::shared_ptr<const Grammar> grammar) {
+  require(grammar != nullptr || !receipt.constraint, "the receipt's answer follows a {}; give its grammar",
+          constraint_name(receipt.constraint ? receipt.constraint->kind : Constraint::Kind::kJsonObject));
   require(receipt.contract == numerics::kContractVersion, "the receipt is of contract {}; this isobit keeps {}",
           receipt.contract, numerics::kContractVersion);
   require(receipt.model_digest == engine.file().digest(),
@@ -116,6 +125,7 @@ std::optional<ReceiptDifference> replay(Engine& engine, const Receipt& receipt) 
   Request request;
   request.prompt = receipt.prompt;
   request.sampling = receipt.sampling;
+  request.grammar = std::move(grammar);
   request.max_tokens = static_cast<int32_t>(receipt.tokens.size());
   request.digest_logits = true;
   const RequestId id = engine.submit(std::move(request));

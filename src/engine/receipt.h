@@ -14,6 +14,7 @@ struct Receipt {
   std::string device;   // for people: the bits do not depend on it
   std::vector<int32_t> prompt, tokens;
   SamplingParams sampling;
+  std::optional<Constraint> constraint;  // structured output
   std::vector<std::string>
       logits;  // 16 hex digits a token: digest of all rows of logits up to the one it was drawn from
 };
@@ -38,7 +39,8 @@ struct ReceiptDifference {
 };
 
 // Makes the answer again. Nothing: every bit is the same. Throws Error where the receipt is another contract's or
-// another model's, or the request fails.
-std::optional<ReceiptDifference> replay(Engine& engine, const Receipt& receipt);
+// another model's, or the request fails. grammar: of the receipt's constraint, for this engine's vocabulary.
+std::optional<ReceiptDifference> replay(Engine& engine, const Receipt& receipt,
+                                        std::shared_ptr<const Grammar> grammar = nullptr);
 
 }  // namespace isobit

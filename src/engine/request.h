@@ -3,12 +3,14 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "grammar/grammar.h"
 #include "ops/sampling.h"
 
 namespace isobit {
@@ -32,12 +34,13 @@ struct Result;
 struct Request {
   std::vector<int32_t> prompt;  // at least one token
   SamplingParams sampling;
-  int32_t max_tokens = -1;           // -1: until the context is full
-  std::vector<int32_t> stop_tokens;  // end the answer; such a token is reported like any other
-  int32_t priority = 0;              // larger first; equal: first come; in [-kMaxPriority, kMaxPriority]
-  bool prompt_logprobs = false;      // log-probability of every prompt token but the first
-  bool digest_logits = false;        // TokenOutput::logits_digest, for receipts; each row of logits is read back
-  bool speculate = true;             // allow drafts, where the engine makes any; the answer is the same either way
+  std::shared_ptr<const Grammar> grammar;  // what the answer's text must be, if anything; the answer ends where it does
+  int32_t max_tokens = -1;                 // -1: until the context is full
+  std::vector<int32_t> stop_tokens;        // end the answer; such a token is reported like any other
+  int32_t priority = 0;                    // larger first; equal: first come; in [-kMaxPriority, kMaxPriority]
+  bool prompt_logprobs = false;            // log-probability of every prompt token but the first
+  bool digest_logits = false;              // TokenOutput::logits_digest, for receipts; each row of logits is read back
+  bool speculate = true;  // allow drafts, where the engine makes any; the answer is the same either way
   // Ends the request, wherever it is, at the first step after this moment; what was made until then is its result.
   std::optional<std::chrono::steady_clock::time_point> deadline;
   std::function<void(const TokenOutput&)> on_token;  // called from Engine::step

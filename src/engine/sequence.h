@@ -31,8 +31,9 @@ struct Sequence {
   bool cancelled = false;
   bool done = false;
   Result result;
-  Digest logits;                // of the answer's rows so far
-  std::vector<int32_t> drafts;  // guesses at the tokens to come, for this step
+  std::unique_ptr<TokenMask> mask;  // of the request's grammar, after the answer's tokens
+  Digest logits;                    // of the answer's rows so far
+  std::vector<int32_t> drafts;      // guesses at the tokens to come, for this step
   DraftLength draft_length;
 
   int32_t size() const { return static_cast<int32_t>(tokens.size()); }

@@ -43,6 +43,7 @@ Session::Session(const std::string& model_path, const DeviceOptions& device, con
   for (int32_t id = 0; id < tokenizer_->vocab_size(); id++) {
     if (tokenizer_->is_eog(id)) stop_tokens_.push_back(id);
   }
+  grammars_ = std::make_unique<GrammarCompiler>(*tokenizer_, stop_tokens_);
   device_ = engine_->backend().info().name;
   load_s_ = seconds_since(start);
 }
@@ -73,6 +74,7 @@ Answer Session::generate(std::vector<int32_t> prompt, const GenerateOptions& opt
   request.prompt = std::move(prompt);
   request.sampling = options.sampling;
   request.sampling.top_logprobs = std::max(0, request.sampling.top_logprobs);
+  if (options.constraint) request.grammar = grammar(*options.constraint);
   request.max_tokens = options.max_tokens;
   request.digest_logits = options.digest_logits;
   if (!options.ignore_eos) request.stop_tokens = stop_tokens_;

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +17,7 @@ namespace isobit {
 
 struct GenerateOptions {
   SamplingParams sampling;
+  std::optional<Constraint> constraint;  // what the text must be
   int32_t max_tokens = -1;
   std::vector<std::string> stop;
   bool ignore_eos = false;
@@ -54,6 +56,8 @@ class Session {
   Answer generate(std::vector<int32_t> prompt, const GenerateOptions& options);
   // Log-probabilities of tokens 1, 2, … given those before them.
   Result score(std::vector<int32_t> tokens);
+  // Any thread; see GrammarCompiler.
+  std::shared_ptr<const Grammar> grammar(const Constraint& constraint) const { return grammars_->compile(constraint); }
 
   // The tokens that end an answer.
   const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
@@ -63,6 +67,7 @@ class Session {
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;
+  std::unique_ptr<GrammarCompiler> grammars_;
   std::vector<int32_t> stop_tokens_;
   std::string device_;
   double load_s_ = 0;

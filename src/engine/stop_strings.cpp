@@ -21,6 +21,7 @@ std::string StopStrings::push(std::string_view text) {
     if (at == std::string::npos || at + s.size() > end || (at + s.size() == end && at > first)) continue;
     first = at;
     end = at + s.size();
+    matched_ = s;
   }
   if (first != std::string::npos) {
     stopped_ = true;

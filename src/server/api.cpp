@@ -4,7 +4,8 @@
 
 #include "base/log.h"
 #include "engine/receipt.h"
-#include "numerics/contract.h"
+#include "server/openai_answer.h"
+#include "server/sglang_answer.h"
 
 namespace isobit::server {
 namespace {
@@ -28,6 +29,20 @@ bool equal_secret(std::string_view given, std::string_view wanted) {
   return difference == 0;
 }
 
+// What went wrong in `work`, as an answer.
+void answering(const std::shared_ptr<HttpReply>& reply, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const ApiError& e) {
+    answer_error(reply, e);
+  } catch (const Error& e) {
+    answer_error(reply, to_api_error(e));
+  } catch (const std::exception& e) {
+    spdlog::error("{}", e.what());
+    answer_error(reply, ApiError(500, "server_error", "an internal error; the server's log names it"));
+  }
+}
+
 }  // namespace
 
 struct Api::Route {
@@ -36,7 +51,7 @@ struct Api::Route {
   void (Api::*handle)(HttpRequest&, const std::shared_ptr<HttpReply>&);
 };
 
-const Api::Route* Api::find(const std::string& path) {
+const Api::Route* Api::find(const std::string& path, std::string_view method) {
   static constexpr Route kRoutes[] = {
       {"/health", "GET", true, &Api::health},
       {"/metrics", "GET", true, &Api::metrics},
@@ -47,22 +62,27 @@ const Api::Route* Api::find(const std::string& path) {
       {"/v1/score", "POST", false, &Api::score},
       {"/tokenize", "POST", false, &Api::tokenize},
       {"/detokenize", "POST", false, &Api::detokenize},
+      {"/generate", "POST", false, &Api::generate},
       {"/flush_cache", "POST", false, &Api::flush_cache},
+      {"/flush_cache", "GET", false, &Api::flush_cache},
+      {"/health_generate", "GET", false, &Api::health_generate},
+      {"/get_model_info", "GET", false, &Api::model_info},
   };
+  const Route* found = nullptr;
   for (const Route& r : kRoutes) {
-    if (r.path == path) return &r;
+    if (r.path == path && (found == nullptr || r.method == method)) found = &r;
   }
-  return nullptr;
+  return found;
 }
 
 std::string Api::error_body(int status, const std::string& message) {
   return to_text(ApiError(status, status >= 500 ? "server_error" : "invalid_request_error", message).body());
 }
 
-void Api::set_ready(Session& session, EngineThread& engine, HttpServer& http) {
+void Api::set_ready(Session& session, EngineThread& engine, HttpServer& http, Worker& worker) {
   const Engine& e = engine.engine();
   if (options_.model.empty()) options_.model = e.config().name;
-  serving_.emplace(Serving{session, engine, http, metrics_, options_.model, fingerprint(e)});
+  serving_.emplace(Serving{session, engine, http, metrics_, options_.model, fingerprint(e), worker});
   unavailable_.clear();
 }
 
@@ -84,8 +104,8 @@ void Api::check_key(const HttpRequest& request) const {
 
 void Api::handle(HttpRequest&& request, const std::shared_ptr<HttpReply>& reply) {
   spdlog::debug("request {}: {} {} ({} bytes)", request.id, request.method, request.path, request.body.size());
-  try {
-    const Route* route = find(request.path);
+  answering(reply, [&] {
+    const Route* route = find(request.path, request.method);
     if (route == nullptr)
       throw ApiError(404, "invalid_request_error", fmt::format("there is nothing at {:.200}", request.path), {},
                      "not_found");
@@ -97,14 +117,7 @@ void Api::handle(HttpRequest&& request, const std::shared_ptr<HttpReply>& reply)
       serving();
     }
     (this->*route->handle)(request, reply);
-  } catch (const ApiError& e) {
-    answer_error(reply, e);
-  } catch (const Error& e) {
-    answer_error(reply, to_api_error(e));
-  } catch (const std::exception& e) {
-    spdlog::error("request {}: {}", request.id, e.what());
-    answer_error(reply, ApiError(500, "server_error", "an internal error; the server's log names it"));
-  }
+  });
 }
 
 void Api::health(HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
@@ -136,9 +149,68 @@ void Api::check_queue(size_t more) {
 
 void Api::complete(CompletionKind kind, HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
   Serving& s = serving();
-  CompletionRequest r = read_completion(kind, parse_body(request.body), s.session, {options_.choices, s.model});
-  check_queue(r.prompts.size() * static_cast<size_t>(r.n));
-  std::make_shared<Generation>(s, std::move(r), reply, request.id)->start();
+  start(read_completion(kind, parse_body(request.body), s.session, limits()), reply,
+        [&s, reply, id = request.id](CompletionRequest&& r) { return openai_generation(s, std::move(r), reply, id); });
+}
+
+void Api::generate(HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
+  Serving& s = serving();
+  SglangOptions options;
+  const Json body = parse_body(request.body);
+  CompletionRequest r = read_generate(body, s.session, limits(), options);
+  const std::string id = Fields(body).text("rid").value_or(request.id);
+  start(std::move(r), reply, [&s, reply, id, options](CompletionRequest&& ready) {
+    return sglang_generation(s, std::move(ready), options, reply, id);
+  });
+}
+
+// At once; or, where the answer has a grammar, once that is compiled, which would hold up everybody's streams here.
+void Api::start(CompletionRequest&& request, const std::shared_ptr<HttpReply>& reply, const Make& make) {
+  check_queue(request.prompts.size() * static_cast<size_t>(request.n));
+  if (!request.structured) return make(std::move(request))->start();
+  Serving& s = serving();
+  s.worker.post([&s, reply, make, kept = std::make_shared<CompletionRequest>(std::move(request))] {
+    std::optional<ApiError> error;
+    try {
+      kept->grammar = s.session.grammar(kept->structured->constraint);
+    } catch (const std::exception& e) {
+      error = invalid(kept->structured->param, e.what());
+    }
+    s.http.post([reply, make, kept, error] {
+      if (reply->gone()) return;
+      answering(reply, [&] {
+        if (error) throw ApiError(*error);
+        make(std::move(*kept))->start();
+      });
+    });
+  });
+}
+
+// One token, so that all of the way has been gone.
+void Api::health_generate(HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
+  Serving& s = serving();
+  Request r;
+  r.prompt = {0};
+  r.max_tokens = 1;
+  r.sampling.temperature = 0;
+  r.priority = kMaxPriority;
+  r.on_finish = [&s, reply](Result&& result) {
+    s.http.post([reply, error = result.error] {
+      if (!error.empty()) return answer_error(reply, ApiError(503, "server_error", error));
+      answer(reply, {{"status", "ok"}});
+    });
+  };
+  s.engine.submit(std::move(r));
+}
+
+void Api::model_info(HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
+  const Serving& s = serving();
+  answer(reply, {{"model_path", s.model},
+                 {"tokenizer_path", s.model},
+                 {"is_generation", true},
+                 {"preferred_sampling_params", nullptr},
+                 {"weight_version", s.fingerprint},
+                 {"max_model_len", s.session.options().context}});
 }
 
 void Api::chat_completions(HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {

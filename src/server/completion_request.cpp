@@ -44,9 +44,10 @@ std::string read_tools(const Fields& fields) {
   const Json* choice = fields.find("tool_choice");
   const std::string wanted = choice == nullptr ? "auto" : choice->is_string() ? choice->get<std::string>() : "named";
   if (wanted != "auto" && wanted != "none")
-    throw invalid("tool_choice",
-                  "tool_choice must be \"auto\" or \"none\"; a forced call needs structured output, which "
-                  "is not supported yet");
+    throw invalid(
+        "tool_choice",
+        "tool_choice must be \"auto\" or \"none\"; a forced call is not supported; response_format can ask for "
+        "its arguments");
   const Json* tools = fields.find("tools");
   if (tools == nullptr || wanted == "none") return {};
   if (!tools->is_array()) throw invalid("tools", "tools must be an array of tool definitions");
@@ -68,6 +69,42 @@ std::vector<std::vector<int32_t>> read_prompts(const Fields& fields, const Sessi
   }
   return all;
 }
+
+uint64_t draw_seed() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32 | device()) >> 1;  // fits a client's signed integer
+}
+
+void read_sampling(const Fields& fields, const Session& session, CompletionRequest& r) {
+  SamplingParams& p = r.sampling;
+  const int64_t vocab = session.tokenizer().vocab_size();
+  read_filters(fields, p);
+  const auto seed = read_seed(fields, "seed");
+  p.seed = seed ? *seed : draw_seed();
+  read_bias(fields, vocab, p);
+  read_stops(fields, r);
+  r.stop_tokens = fields.tokens("stop_token_ids", vocab);
+  r.ignore_eos = fields.flag("ignore_eos", false);
+}
+
+void read_logprobs(const Fields& fields, CompletionRequest& r) {
+  if (r.kind == CompletionKind::kText) {
+    r.sampling.top_logprobs = static_cast<int32_t>(fields.integer("logprobs", -1, 0, kMaxTopLogprobs));
+    return;
+  }
+  const bool wanted = fields.flag("logprobs", false);
+  const int64_t top = fields.integer("top_logprobs", 0, 0, kMaxTopLogprobs);
+  if (top > 0 && !wanted) throw invalid("top_logprobs", "top_logprobs needs logprobs to be true");
+  r.sampling.top_logprobs = wanted ? static_cast<int32_t>(top) : -1;
+}
+
+void refuse_unsupported(const Fields& fields) {
+  for (const char* name : {"suffix", "functions", "audio"}) {
+    if (fields.find(name) != nullptr) throw invalid(name, fmt::format("{} is not supported", name));
+  }
+}
+
+}  // namespace
 
 void read_stops(const Fields& fields, CompletionRequest& r) {
   const Json* stop = fields.find("stop");
@@ -97,60 +134,32 @@ void read_bias(const Fields& fields, int64_t vocab, SamplingParams& p) {
   }
 }
 
-// Any 64 bits, signed or not.
-void read_seed(const Fields& fields, CompletionRequest& r) {
-  const Json* seed = fields.find("seed");
-  if (seed == nullptr) {
-    std::random_device device;
-    r.sampling.seed = (static_cast<uint64_t>(device()) << 32 | device()) >> 1;  // fits a client's signed integer
-    r.seed_drawn = true;
-    return;
-  }
-  if (!seed->is_number_integer()) throw invalid("seed", "seed must be an integer of 64 bits");
-  r.sampling.seed = seed->is_number_unsigned() ? seed->get<uint64_t>() : static_cast<uint64_t>(seed->get<int64_t>());
+std::optional<uint64_t> read_seed(const Fields& fields, const std::string& name) {
+  const Json* seed = fields.find(name);
+  if (seed == nullptr) return std::nullopt;
+  const std::string path = fields.path(name);
+  if (!seed->is_number_integer()) throw invalid(path, path + " must be an integer of 64 bits");
+  return seed->is_number_unsigned() ? seed->get<uint64_t>() : static_cast<uint64_t>(seed->get<int64_t>());
 }
 
-void read_sampling(const Fields& fields, const Session& session, CompletionRequest& r) {
-  SamplingParams& p = r.sampling;
-  const int64_t vocab = session.tokenizer().vocab_size();
-  p.temperature = static_cast<float>(fields.number("temperature", 1, 0, 100));
-  p.top_p = static_cast<float>(fields.number("top_p", 1, 0, 1));
-  p.top_k = static_cast<int32_t>(fields.integer("top_k", 0, -1, INT32_MAX));
-  p.min_p = static_cast<float>(fields.number("min_p", 0, 0, 1));
-  p.repetition_penalty = static_cast<float>(fields.number("repetition_penalty", 1, 0, kLargest));
+void read_filters(const Fields& fields, SamplingParams& p) {
+  const auto number = [&](const char* name, float otherwise, double high) {
+    return static_cast<float>(fields.number(name, static_cast<double>(otherwise), 0, high));
+  };
+  p.temperature = number("temperature", p.temperature, 100);
+  p.top_p = number("top_p", p.top_p, 1);
+  p.top_k = static_cast<int32_t>(fields.integer("top_k", p.top_k, -1, INT32_MAX));
+  p.min_p = number("min_p", p.min_p, 1);
+  p.repetition_penalty = number("repetition_penalty", p.repetition_penalty, kLargest);
   p.presence_penalty = static_cast<float>(fields.number("presence_penalty", 0, -2, 2));
   p.frequency_penalty = static_cast<float>(fields.number("frequency_penalty", 0, -2, 2));
-  read_seed(fields, r);
-  read_bias(fields, vocab, p);
-  read_stops(fields, r);
-  r.stop_tokens = fields.tokens("stop_token_ids", vocab);
-  r.ignore_eos = fields.flag("ignore_eos", false);
 }
 
-void read_logprobs(const Fields& fields, CompletionRequest& r) {
-  if (r.kind == CompletionKind::kText) {
-    r.sampling.top_logprobs = static_cast<int32_t>(fields.integer("logprobs", -1, 0, kMaxTopLogprobs));
-    return;
-  }
-  const bool wanted = fields.flag("logprobs", false);
-  const int64_t top = fields.integer("top_logprobs", 0, 0, kMaxTopLogprobs);
-  if (top > 0 && !wanted) throw invalid("top_logprobs", "top_logprobs needs logprobs to be true");
-  r.sampling.top_logprobs = wanted ? static_cast<int32_t>(top) : -1;
+void check_choices(const CompletionRequest& r, const RequestLimits& limits) {
+  if (r.prompts.size() * static_cast<size_t>(r.n) <= static_cast<size_t>(limits.choices)) return;
+  throw invalid("prompt", fmt::format("{} prompts of {} choices are more than the {} choices of one request",
+                                      r.prompts.size(), r.n, limits.choices));
 }
-
-void refuse_unsupported(const Fields& fields) {
-  if (const Json* format = fields.find("response_format")) {
-    const std::string type = format->is_object() ? Fields(*format, "response_format.").required_text("type") : "";
-    if (type != "text")
-      throw invalid("response_format",
-                    fmt::format("response_format of type '{:.40}' is not supported yet; use \"text\"", type));
-  }
-  for (const char* name : {"suffix", "functions", "audio"}) {
-    if (fields.find(name) != nullptr) throw invalid(name, fmt::format("{} is not supported", name));
-  }
-}
-
-}  // namespace
 
 void check_model(const Fields& fields, const std::string& served) {
   const auto model = fields.text("model");
@@ -196,8 +205,10 @@ CompletionRequest read_completion(CompletionKind kind, const Json& body, const S
     if (!options->is_object()) throw invalid("stream_options", "stream_options must be an object");
     r.stream_usage = Fields(*options, "stream_options.").flag("include_usage", false);
   }
+  r.structured = read_structured(fields);
   r.echo = !chat && fields.flag("echo", false);
   if (r.echo && r.stream) throw invalid("echo", "echo does not go with stream; ask for one of them");
+  r.prompt_logprobs = r.echo && r.wants_logprobs();
   r.receipt = fields.flag("receipt", false);
   r.speculate = fields.flag("speculate", true);
   r.priority = static_cast<int32_t>(fields.integer("priority", 0, -kMaxPriority, kMaxPriority));
@@ -208,9 +219,7 @@ CompletionRequest read_completion(CompletionKind kind, const Json& body, const S
   } else {
     r.prompts = read_prompts(fields, session);
   }
-  if (r.prompts.size() * static_cast<size_t>(r.n) > static_cast<size_t>(limits.choices))
-    throw invalid("prompt", fmt::format("{} prompts of {} choices are more than the {} choices of one request",
-                                        r.prompts.size(), r.n, limits.choices));
+  check_choices(r, limits);
   return r;
 }
 
