@@ -91,7 +91,7 @@ def main():
         print(f"{name}: {len(tokens) - 1} tokens", file=sys.stderr)
     joined = {name: [np.concatenate(x) for x in zip(*parts)] for name, parts in columns.items()}
     result = {
-        "command": "tests/truth/run_accuracy",
+        "command": "tests/truth/run_accuracy" + (" gemma3-270m" if reference.gemma else ""),
         "joined_tokens": a.join,
         "model": pathlib.Path(a.model).name,
         "contract": contract,
