@@ -6,14 +6,15 @@
 namespace isobit::cuda {
 namespace {
 
-// What an H200 was seen to hold with two CTAs an SM: one SM group is smaller than the others.
-constexpr ClusterPlaces kPlaces = {0, 264, 132, 86, 66, 51, 43, 35, 30, 0, 0, 0, 0, 0, 0, 0, 14};
+// About what an H200 holds with three CTAs an SM: one SM group is smaller than the others.
+constexpr ClusterPlaces kPlaces = {0, 396, 198, 130, 99, 77, 64, 53, 46, 0, 0, 0, 0, 0, 0, 0, 21};
 
-TEST(RowPlan, FewRowsAreSplitAndManyTakeWholeRounds) {
+TEST(RowPlan, FewRowsAreSplitAndManyTakeACtaEach) {
   EXPECT_EQ(plan_rows(1, 151936, kPlaces).cluster, 16);
-  EXPECT_EQ(plan_rows(32, 151936, kPlaces).cluster, 7);           // 30 clusters of 8 would take a second round
-  EXPECT_EQ(plan_rows(128, 151936, kPlaces).cluster, 2);          // one round
-  EXPECT_EQ(plan_rows(2048, 129280, kPlaces, 65536).cluster, 2);  // sixteen
+  EXPECT_EQ(plan_rows(32, 151936, kPlaces).cluster, 8);   // one round
+  EXPECT_EQ(plan_rows(128, 151936, kPlaces).cluster, 3);  // one round
+  EXPECT_EQ(plan_rows(2048, 129280, kPlaces, 131000).cluster, 1);
+  EXPECT_EQ(plan_rows(2048, 129280, kPlaces, 65536).cluster, 2);
   for (int64_t rows = 1; rows < 3000; rows++) {
     const RowPlan p = plan_rows(rows, 151936, kPlaces);
     EXPECT_GT(kPlaces[static_cast<size_t>(p.cluster)], 0) << rows;

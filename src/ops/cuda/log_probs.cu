@@ -26,6 +26,7 @@ __global__ __launch_bounds__(kSampleThreads, 2) void log_probs_kernel(LogProbArg
   const Winner best = cta_best(s, {numerics::order_key(scan.best), static_cast<uint32_t>(scan.where)});
   const uint32_t largest = cta_max(s, 0, numerics::order_key(scan.largest));
   const ClusterScan c = exchange_scan(s, 0, part, best, largest, 0, bad);
+  const Winner winner = warp_best(c.of_lane);
   uint64_t sum = 0, none = 0;
   if (c.ok) {
     with_reader(row, true,
@@ -38,7 +39,7 @@ __global__ __launch_bounds__(kSampleThreads, 2) void log_probs_kernel(LogProbArg
   if (part.rank != 0 || threadIdx.x != 0) return;
   a.status[i] = c.ok ? kSampled : kNotFinite;
   a.out[i] = c.ok ? log_probability(row.y[target], c.largest, sum) : numerics::from_bits(numerics::kNaN32);
-  if (a.best != nullptr) a.best[i] = c.ok ? static_cast<int32_t>(c.winner.id) : -1;
+  if (a.best != nullptr) a.best[i] = c.ok ? static_cast<int32_t>(winner.id) : -1;
 }
 
 }  // namespace

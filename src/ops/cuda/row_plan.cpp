@@ -5,9 +5,9 @@
 namespace isobit::cuda {
 
 RowPlan plan_rows(int64_t rows, int64_t length, const ClusterPlaces& places, int64_t longest_part) {
-  constexpr double kMemory = 4300, kCta = 60, kCompute = 80;  // bytes a ns
-  // Of which the next row's loading hides a part only: a row's thresholds, cuts and barriers take about 13 us.
-  constexpr double kPerRound = 10000;  // ns
+  constexpr double kMemory = 4300, kCta = 15;  // bytes a ns
+  // A row's thresholds, cuts and barriers take about 10 us, of which the other rows' reading hides most.
+  constexpr double kPerRound = 4000;  // ns
   RowPlan best;
   double least = 1e300;
   for (int c = 1; c <= kMaxRowCluster; c++) {
@@ -21,8 +21,7 @@ RowPlan plan_rows(int64_t rows, int64_t length, const ClusterPlaces& places, int
     const auto round = [&](int64_t active) {
       return bytes / std::min(kCta, kMemory / static_cast<double>(active * c));
     };
-    const double time =
-        static_cast<double>(rounds - 1) * (round(n) + kPerRound) + round(last) + bytes / kCompute + 20 * c;
+    const double time = static_cast<double>(rounds - 1) * (round(n) + kPerRound) + round(last) + 20 * c;
     if (time < least) {
       least = time;
       best = {c, static_cast<int>(std::min<int64_t>(rows, n))};

@@ -42,15 +42,17 @@ __device__ int find_log_bin(RowShared& s, uint64_t goal, F&& of) {
 }
 
 // How many of its groups each CTA samples.
-__device__ inline int sample_groups(const RowPart& part) { return min(kRowThreads, kUnits / part.size); }
+__device__ inline int sample_groups(const RowPart& part) { return kUnits / part.size; }
 
 // A key that probably at least `count` of the row's `length` values reach and few more: from a sample of the row's
-// groups, of which this thread has one (`values`; `group` says which). The cluster waits for each other once.
-__device__ __noinline__ inline uint32_t sampled_threshold(RowShared& s, const RowPart& part, uint32_t largest_of_group,
-                                                          int length, int count) {
+// groups. sampled(i): the largest key of the CTA's i-th one. The cluster waits for each other once.
+template <typename F>
+__device__ uint32_t sampled_threshold(RowShared& s, const RowPart& part, int length, int count, F&& sampled) {
   const int n = sample_groups(part), t = static_cast<int>(threadIdx.x);
-  if (t < n) {
-    for (int r = 0; r < part.size; r++) peer(s.units, r)[part.rank * n + t] = largest_of_group;
+#pragma unroll 4
+  for (int i = t; i < n; i += kRowThreads) {
+    const uint32_t key = sampled(i);
+    for (int r = 0; r < part.size; r++) peer(s.units, r)[part.rank * n + i] = key;
   }
   clear_log_bins(s);
   row_cluster_sync();
@@ -62,8 +64,8 @@ __device__ __noinline__ inline uint32_t sampled_threshold(RowShared& s, const Ro
     if (s.units[i] != 0) atomicAdd(&s.log_bins[log_bin(largest - s.units[i])], 1u);
   }
   __syncthreads();
-  const float sampled = fminf(1.0f, 4.0f * static_cast<float>(units) / static_cast<float>(length));
-  const float expected = static_cast<float>(count) * sampled;
+  const float share = fminf(1.0f, 4.0f * static_cast<float>(units) / static_cast<float>(length));
+  const float expected = static_cast<float>(count) * share;
   const int rank = static_cast<int>(expected + 3.0f * sqrtf(expected) + 3.0f);
   if (rank > units * 9 / 10) return kMinusInfinityKey;
   const int bin = find_log_bin(s, static_cast<uint64_t>(rank), [&](int b) { return s.log_bins[b]; });
@@ -114,8 +116,10 @@ __device__ __noinline__ inline Cut cut_lists(RowShared& s, const RowPart& part, 
   for (int i = t; i < count; i += kRowThreads) atomicAdd(&s.numbers[bin_of(s.list[i])], 1u);
   row_cluster_sync();
   uint64_t total = 0;
-#pragma unroll 4
-  for (int r = 0; r < part.size; r++) total += *peer(&s.numbers[t], r);
+#pragma unroll
+  for (int r = 0; r < kMaxRowCluster; r++) {  // all at once: each is far
+    if (r < part.size) total += *peer(&s.numbers[t], r);
+  }
   const uint64_t sum = cta_sum_before(s, total);
   if (sum < goal && sum + total >= goal) {
     s.found_bin = static_cast<uint32_t>(t);

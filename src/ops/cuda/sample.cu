@@ -34,8 +34,60 @@ __device__ void consider(Winner& w, float z, uint32_t r, uint32_t id) {
   if (score > w.score || (score == w.score && id < w.id)) w = {score, id};
 }
 
-__device__ float bound_floor(const SampleShared& s) {
-  return s.bound == 0 ? kMinusInfinity : score_floor(order_value(s.bound));
+// A token that may be the sample: bounds of its score in place of the score. Bounds are some 1e-4 apart, so that one
+// token is nearly always left, and the two logarithms in f64 are not had.
+__device__ Winner contender(float above, float below, uint32_t id) {
+  return {static_cast<uint64_t>(numerics::order_key(above)) << 32 | numerics::order_key(below), id};
+}
+__device__ Winner contender_at(const SampleShared& s, uint32_t id) {
+  const float z = value_at(s.row, id, false);
+  const uint32_t r = noise_words(s.noise, static_cast<int>(id / 4)).w[id % 4];
+  return contender(fine_score_above(z, r), fine_score_below(z, r), id);
+}
+
+// A thread's best token by its upper bound, and a bound of its others.
+struct ThreadBest {
+  float above = kMinusInfinity, below = kMinusInfinity, rest = kMinusInfinity;
+  uint32_t id = 0xffffffff;
+  __device__ void add(float z, uint32_t r, uint32_t token) {
+    const float bound = fine_score_above(z, r);
+    rest = fmaxf(rest, fminf(above, bound));
+    if (!(bound > above)) return;
+    above = bound;
+    below = fine_score_below(z, r);
+    id = token;
+  }
+};
+
+// Whether at most one token of the CTA can win: s.lone, if there is one. Else those whose bound reaches `floor` can.
+// The cluster or the CTA meets before the next call.
+__device__ bool one_can_win(SampleShared& s, const ThreadBest& best, float& floor) {
+  if (threadIdx.x == 0) {
+    s.crowded = 0;
+    s.lone = Winner{};
+  }
+  floor = score_floor(order_value(cta_max(s, 3, numerics::order_key(best.below))));
+  const bool can = best.above > kMinusInfinity && best.above >= floor;
+  if (can) s.lone = contender(best.above, best.below, best.id);
+  if (best.rest > kMinusInfinity && best.rest >= floor) s.crowded = 1;
+  return __syncthreads_count(can) <= 1 && s.crowded == 0;
+}
+
+// By exact scores, of the lanes' tokens.
+__device__ __noinline__ uint32_t exact_winner(const SampleShared& s, bool can, uint32_t id) {
+  Winner w;
+  if (can) consider(w, value_at(s.row, id, false), noise_words(s.noise, static_cast<int>(id / 4)).w[id % 4], id);
+  return warp_best(w).id;
+}
+
+// The cluster's winner of the CTAs' contenders, one a lane.
+__device__ uint32_t winner_of_contenders(const SampleShared& s, const Winner& of_lane) {
+  const auto above = static_cast<uint32_t>(of_lane.score >> 32), below = static_cast<uint32_t>(of_lane.score);
+  const float floor = score_floor(order_value(__reduce_max_sync(kAllLanes, below)));
+  const bool can = of_lane.score != 0 && order_value(above) >= floor;
+  const uint32_t lanes = __ballot_sync(kAllLanes, can);
+  if (__popc(lanes) != 1) return exact_winner(s, can, of_lane.id);
+  return __shfl_sync(kAllLanes, of_lane.id, __ffs(static_cast<int>(lanes)) - 1);
 }
 
 // Out of line, as all that follows: the streaming loop shall have the registers for itself.
@@ -48,8 +100,8 @@ __device__ __noinline__ ThreadScan first_pass(SampleShared& s, bool raw) {
                      [&](const auto& reader) { return scan_row<kNoise>(reader, cluster_part(), noise, maxima); });
 }
 
-// The CTA's winner among all tokens, from the bounds of the first pass.
-__device__ __noinline__ Winner winner_of_all(SampleShared& s, ThreadScan scan) {
+// The CTA's contender among all tokens, from the bounds of the first pass.
+__device__ __noinline__ Winner contender_of_all(SampleShared& s, ThreadScan scan) {
   const Row row = s.row;
   const ClusterPart part = cluster_part();
   const Noise noise = s.noise;
@@ -66,47 +118,52 @@ __device__ __noinline__ Winner winner_of_all(SampleShared& s, ThreadScan scan) {
         : j == 1 ? w.w[1]
         : j == 2 ? w.w[2]
                  : w.w[3],
-        j);
+        static_cast<uint32_t>(group * 4 + j));
     }
   };
   // The cheap bound is infinite for r < 2^9, once in eight million tokens.
   const auto refine = [&](float& bound, int group) {
     if (bound < -kMinusInfinity) return;
     bound = kMinusInfinity;
-    each(group, [&](float z, uint32_t r, int) { bound = fmaxf(bound, fine_score_above(z, r)); });
+    each(group, [&](float z, uint32_t r, uint32_t) { bound = fmaxf(bound, fine_score_above(z, r)); });
   };
   refine(scan.best, scan.where);
   refine(scan.second, scan.where2);
-  const float best = fmaxf(scan.best, scan.second);
-  const uint32_t key = numerics::order_key(best), top = cta_max(s, 0, key);
-  const bool any = best > kMinusInfinity;
-  if (any && key == top) {
-    float below = kMinusInfinity;
-    each(scan.best >= scan.second ? scan.where : scan.where2,
-         [&](float z, uint32_t r, int) { below = fmaxf(below, fine_score_below(z, r)); });
-    atomicMax(&s.bound, numerics::order_key(below));
+  const bool swapped = scan.second > scan.best;
+  const int where = swapped ? scan.where2 : scan.where;
+  ThreadBest best;
+  best.above = fmaxf(scan.best, scan.second);
+  best.rest = fminf(scan.best, scan.second);
+  const float top = order_value(cta_max(s, 0, numerics::order_key(best.above)));
+  constexpr float kNear = 0.25f;  // cheap bounds are seldom so far above
+  const bool any = best.above > kMinusInfinity;
+  if (any && best.above >= top - kNear) {
+    best.above = kMinusInfinity;
+    each(where, [&](float z, uint32_t r, uint32_t id) { best.add(z, r, id); });
   }
-  __syncthreads();
-  const float floor = bound_floor(s);
-  // Nearly always the best group alone; the second of a thread in one CTA of a hundred, all of its groups never.
+  float floor;
+  if (one_can_win(s, best, floor)) return s.lone;
+  // Mostly the best groups alone; the second of a thread in one CTA of a hundred, all of its groups never.
   int group = scan.where, end = group, step = 1;
   if (any && scan.third >= floor) {
     group = part.first, end = row.groups, step = part.stride;
-  } else if (any && scan.second >= floor) {
+  } else if (any && best.rest >= floor) {
     group = min(scan.where, scan.where2);
     end = max(scan.where, scan.where2) + 1;  // the same group where it was seen twice, its touched tokens apart
     step = max(end - 1 - group, 1);
-  } else if (any && scan.best >= floor) {
+  } else if (any && best.above >= floor) {
+    group = where;
     end = group + 1;
   }
   Winner w;
 #pragma unroll 1
   for (; group < end; group += step) {
-    each(group, [&](float z, uint32_t r, int j) {
-      if (fine_score_above(z, r) >= floor) consider(w, z, r, static_cast<uint32_t>(group * 4 + j));
+    each(group, [&](float z, uint32_t r, uint32_t id) {
+      if (fine_score_above(z, r) >= floor) consider(w, z, r, id);
     });
   }
-  return cta_best(s, w);
+  w = cta_best(s, w);
+  return contender_at(s, w.id);
 }
 
 struct Filter {
@@ -119,7 +176,7 @@ struct Filter {
 };
 
 // The cluster's winner among the tokens that a filter keeps.
-__device__ __noinline__ Winner winner_among(SampleShared& s, const Source& source, const Filter& filter) {
+__device__ __noinline__ uint32_t winner_among(SampleShared& s, const Source& source, const Filter& filter) {
   const Row row = s.row;
   const ClusterPart part = cluster_part();
   const Noise noise = s.noise;
@@ -130,28 +187,26 @@ __device__ __noinline__ Winner winner_among(SampleShared& s, const Source& sourc
       f(z, noise_words(noise, static_cast<int>(id / 4)).w[id % 4], id);
     });
   };
-  float best = kMinusInfinity, below = kMinusInfinity;
-  each([&](float z, uint32_t r, uint32_t) {
-    const float b = fine_score_above(z, r);
-    if (b > best) best = b, below = fine_score_below(z, r);
-  });
-  const uint32_t key = numerics::order_key(best), top = cta_max(s, 0, key);
-  if (best > kMinusInfinity && key == top) atomicMax(&s.bound, numerics::order_key(below));
-  __syncthreads();
-  const float floor = bound_floor(s);
-  Winner w;
-  if (best > kMinusInfinity && best >= floor) {
-    each([&](float z, uint32_t r, uint32_t id) {
-      if (fine_score_above(z, r) >= floor) consider(w, z, r, id);
-    });
+  ThreadBest best;
+  each([&](float z, uint32_t r, uint32_t id) { best.add(z, r, id); });
+  float floor;
+  const bool clear = one_can_win(s, best, floor);
+  Winner w = s.lone;
+  if (!clear) {
+    w = Winner{};
+    if (best.above > kMinusInfinity && best.above >= floor) {
+      each([&](float z, uint32_t r, uint32_t id) {
+        if (fine_score_above(z, r) >= floor) consider(w, z, r, id);
+      });
+    }
+    w = contender_at(s, cta_best(s, w).id);
   }
-  w = cta_best(s, w);
-  return exchange_scan(s, 1, part, w, 0, 0, false).winner;
+  return winner_of_contenders(s, exchange_scan(s, 1, part, w, 0, 0, false).of_lane);
 }
 
 // Filters and noise over a list that the first CTA has sorted.
-__device__ __noinline__ Winner winner_of_sorted(SampleShared& s, const SlotSettings& slot, float largest, int total,
-                                                uint64_t all) {
+__device__ __noinline__ uint32_t winner_of_sorted(SampleShared& s, const SlotSettings& slot, float largest, int total,
+                                                  uint64_t all) {
   const Noise noise = s.noise;
   const int i = static_cast<int>(threadIdx.x);
   const uint64_t key = i < total ? s.sorted[i] : 0;
@@ -162,12 +217,15 @@ __device__ __noinline__ Winner winner_of_sorted(SampleShared& s, const SlotSetti
     const uint64_t before = cta_sum_before(s, m), sum = slot.top_k != 0 ? cta_sum(s, m) : all;
     in = in && numerics::top_p_keeps(before, slot.top_p, sum);
   }
+  in = in && z > kMinusInfinity && (!slot.has_min_p || numerics::min_p_keeps(z, largest, slot.min_p_log2));
+  const uint32_t id = key_id(key), r = in ? noise_words(noise, static_cast<int>(id / 4)).w[id % 4] : 0;
+  ThreadBest best;
+  if (in) best.add(z, r, id);
+  float floor;
+  if (one_can_win(s, best, floor)) return s.lone.id;
   Winner w;
-  if (in && (!slot.has_min_p || numerics::min_p_keeps(z, largest, slot.min_p_log2))) {
-    const uint32_t id = key_id(key);
-    consider(w, z, noise_words(noise, static_cast<int>(id / 4)).w[id % 4], id);
-  }
-  return cta_best(s, w);
+  if (in && best.above >= floor) consider(w, z, r, id);
+  return cta_best(s, w).id;
 }
 
 // How many of a CTA's tokens at least the list of the row's k best shall hold.
@@ -187,7 +245,7 @@ __device__ float list_floor(SampleShared& s, const SlotSettings& slot, float thr
     const uint64_t share = (about << 32) / static_cast<uint64_t>(row.vocab);
     return bin_floor(largest, threshold_by_sample(s, largest, share < (uint64_t{1} << 32) ? share : 0xffffffff));
   }
-  if (slot.top_p != 0) return bin_floor(largest, threshold_by_tail(s, thread_largest, largest, slot.top_p));
+  if (slot.top_p != 0) return bin_floor(largest, threshold_by_mass(s, thread_largest, largest, slot.top_p));
   // min-p keeps distances up to -min_log2·ln 2, and what rounding adds to them.
   return largest + slot.min_p_log2 * kLn2F * 1.001f - fabsf(largest) * 0x1p-20f;
 }
@@ -196,25 +254,20 @@ __device__ float list_floor(SampleShared& s, const SlotSettings& slot, float thr
 // nucleus, which the masses before it say; else all that are below it in order are out as well, and the best of the
 // others is asked. One round in 1/p; false after kRounds.
 __device__ __noinline__ bool winner_in_nucleus(SampleShared& s, const Source& source, Filter filter, uint64_t top_p,
-                                               uint64_t all, Winner& winner) {
+                                               uint64_t all, uint32_t& winner) {
   constexpr int kRounds = 6;
   for (int i = 0; i < kRounds; i++) {
     winner = winner_among(s, source, filter);
-    const float4 v = group_values(s.row, static_cast<int>(winner.id / 4), false);
-    const uint32_t j = winner.id % 4;
-    filter.cutoff = numerics::candidate_key(j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w, winner.id) + 1;
+    filter.cutoff = numerics::candidate_key(value_at(s.row, winner, false), winner) + 1;
     const uint64_t before = mass_from(s, source, filter.cutoff, filter.largest);
     if (numerics::top_p_keeps(before, top_p, all)) return true;
-    __syncthreads();
-    if (threadIdx.x == 0) s.bound = 0;
-    __syncthreads();
   }
   return false;
 }
 
 // The winner, to all threads of the first CTA at least.
-__device__ __noinline__ Winner sample_filtered(SampleShared& s, const SlotSettings& slot, float thread_largest,
-                                               float largest, float reached) {
+__device__ __noinline__ uint32_t sample_filtered(SampleShared& s, const SlotSettings& slot, float thread_largest,
+                                                 float largest, float reached) {
   const ClusterPart part = cluster_part();
   const bool has_k = slot.top_k != 0, has_p = slot.top_p != 0;
   const bool masses = has_p && !has_k;
@@ -234,7 +287,7 @@ __device__ __noinline__ Winner sample_filtered(SampleShared& s, const SlotSettin
                                    : true);
   if (source.list && c.total <= kSortCapacity) {
     sort_lists(s, stage, static_cast<int>(c.total));
-    Winner w;
+    uint32_t w = 0;
     if (part.rank == 0) w = winner_of_sorted(s, slot, largest, static_cast<int>(c.total), all);
     hopper::cluster_wait();
     return w;
@@ -243,7 +296,7 @@ __device__ __noinline__ Winner sample_filtered(SampleShared& s, const SlotSettin
   filter.has_min = slot.has_min_p;
   filter.min_log2 = slot.min_p_log2;
   filter.largest = largest;
-  Winner w;
+  uint32_t w;
   if (masses && source.list && winner_in_nucleus(s, source, filter, slot.top_p, all, w)) return w;
   if (has_k) filter.cutoff = cut(s, source, largest, {false, static_cast<uint64_t>(slot.top_k), 0, 0});
   if (has_k && has_p) all = mass_from(s, source, filter.cutoff, largest);
@@ -276,9 +329,7 @@ __device__ __noinline__ void write_logprobs(SampleShared& s, const SampleArgs& a
         t < top ? log_probability(key_value(key), largest, c.all) : kMinusInfinity;
   }
   if (part.rank == 0 && t == 32 && a.logprobs != nullptr) {
-    const float4 v = group_values(row, token / 4, raw);
-    const float y = token % 4 == 0 ? v.x : token % 4 == 1 ? v.y : token % 4 == 2 ? v.z : v.w;
-    a.logprobs[i] = log_probability(y, largest, c.all);
+    a.logprobs[i] = log_probability(value_at(row, static_cast<uint32_t>(token), raw), largest, c.all);
   }
   if (top > 0) hopper::cluster_wait();
 }
@@ -299,6 +350,87 @@ __device__ __noinline__ void write_failure(const SampleArgs& a, int64_t i, Sampl
   if (wants_logprobs) write_no_logprobs(a, i);
 }
 
+// Simple rows: nothing but the best token is wanted, with noise or without, and no token has more than a temperature.
+// Their way is short and by itself, for its instructions are fetched anew in every launch.
+__device__ bool is_simple(const Row& row) {
+  const SlotSettings& slot = *row.slot;
+  const bool filtered = slot.top_k != 0 || slot.top_p != 0 || slot.has_min_p;
+  return (slot.greedy || !filtered) && slot.top_logprobs < 0 && row.touched == nullptr && row.allowed == nullptr &&
+         row.aligned;
+}
+
+// f(group, values) for this thread's groups; -infinity where the row has no such group.
+template <typename F>
+__device__ void for_each_group(const Row& row, const ClusterPart& part, F&& f) {
+  const RowReader<true, false> reader{row, row.factor};
+#pragma unroll 1
+  for (int first = part.first; first < row.groups; first += kAhead * part.stride) {
+    float4 y[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; u++) y[u] = reader.load(first + u * part.stride);
+#pragma unroll
+    for (int u = 0; u < kAhead; u++) f(first + u * part.stride, y[u]);
+  }
+}
+
+// The first CTA's first warp gets the CTA's best.
+__device__ Winner greedy_scan(SampleShared& s, const Row& row, const ClusterPart& part) {
+  float largest = kMinusInfinity;
+  int where = 0;
+  for_each_group(row, part, [&](int group, const float4& y) {
+    const float m = max_nan(max_nan(y.x, y.y), max_nan(y.z, y.w));
+    if (m > largest) where = group;
+    largest = max_nan(largest, m);
+  });
+  if (!(largest < -kMinusInfinity)) s.bad = 1;
+  const uint32_t key = numerics::order_key(largest), top = __reduce_max_sync(kAllLanes, key);
+  uint32_t id = 0xffffffff;
+  if (key == top && largest > kMinusInfinity) {
+    const float4 y = aligned_group(row, where);
+    const int j = y.x == largest ? 0 : y.y == largest ? 1 : y.z == largest ? 2 : 3;
+    id = static_cast<uint32_t>(where * 4 + j);
+  }
+  id = __reduce_min_sync(kAllLanes, id);
+  if (threadIdx.x % 32 == 0) s.warp_winners[threadIdx.x / 32] = {id != 0xffffffff ? top : 0, id};
+  __syncthreads();
+  return threadIdx.x < 32 ? warp_best(s.warp_winners[threadIdx.x % kSampleWarps]) : Winner{};
+}
+
+__device__ Winner noisy_scan(SampleShared& s, const Row& row, const ClusterPart& part, const Noise& noise) {
+  const NoiseStream stream = noise_stream(noise);
+  ThreadScan scan;
+  for_each_group(row, part,
+                 [&](int group, const float4& y) { scan_group<true>(scan, group, times(y, row.factor), stream); });
+  if (!(scan.largest < -kMinusInfinity)) s.bad = 1;
+  return contender_of_all(s, scan);
+}
+
+// Every CTA's best goes to the first one, by a store that its barrier counts; the others are done then.
+__device__ void sample_simple(SampleShared& s, const SampleArgs& a, int64_t i, const ClusterPart& part, const Row& row,
+                              const Noise& noise) {
+  const bool greedy = row.slot->greedy;
+  const Winner mine = greedy ? greedy_scan(s, row, part) : noisy_scan(s, row, part, noise);
+  if (threadIdx.x >= 32) return;
+  const int lane = static_cast<int>(threadIdx.x);
+  Letter l{static_cast<uint32_t>(mine.score >> 32), static_cast<uint32_t>(mine.score), mine.id, s.bad};
+  if (part.size > 1) {
+    if (lane == 0) {
+      hopper::store_async_16(&s.letters[part.rank], {l.score_high, l.score_low, l.id, l.bad}, &s.letters_in, 0);
+    }
+    if (part.rank != 0) return;
+    hopper::mbarrier_wait_cluster(&s.letters_in, 0);
+    l = s.letters[lane % kMaxSampleCluster];
+  }
+  if (lane >= part.size) l = Letter{0, 0, 0xffffffff, 0};
+  const Winner of_lane{static_cast<uint64_t>(l.score_high) << 32 | l.score_low, l.id};
+  const bool bad = __any_sync(kAllLanes, l.bad != 0) != 0 || __any_sync(kAllLanes, of_lane.score != 0) == 0;
+  const uint32_t token = bad ? 0xffffffff : greedy ? warp_best(of_lane).id : winner_of_contenders(s, of_lane);
+  if (lane == 0) {
+    a.tokens[i] = static_cast<int32_t>(token);
+    a.status[i] = bad ? kNotFinite : kSampled;
+  }
+}
+
 __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, const ClusterPart& part, const Row& row,
                            const Noise& noise) {
   const SlotSettings& slot = *row.slot;
@@ -309,7 +441,7 @@ __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, cons
   const bool bad = __syncthreads_or(scan.bad()) != 0;
   Winner w;
   if (slot.greedy) w = cta_best(s, {numerics::order_key(scan.best), static_cast<uint32_t>(scan.where)});
-  if (noisy) w = winner_of_all(s, scan);
+  if (noisy) w = contender_of_all(s, scan);
   // How many of the best tokens are to be listed: by the filters, else by the log-probabilities of the same values.
   const bool want_top = wants_logprobs && a.top_ids != nullptr && slot.top_logprobs > 0;
   const bool raw = wants_logprobs && !slot.processed_logprobs && !row.plain;
@@ -321,9 +453,11 @@ __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, cons
     if (part.rank == 0) write_failure(a, i, kNotFinite, wants_logprobs);
     return;
   }
-  w = filtered ? sample_filtered(s, slot, scan.largest, c.largest, c.reached) : c.winner;
+  const uint32_t token = filtered ? sample_filtered(s, slot, scan.largest, c.largest, c.reached)
+                         : noisy  ? winner_of_contenders(s, c.of_lane)
+                                  : warp_best(c.of_lane).id;
   if (part.rank == 0 && threadIdx.x == 0) {
-    a.tokens[i] = static_cast<int32_t>(w.id);
+    a.tokens[i] = static_cast<int32_t>(token);
     a.status[i] = kSampled;
   }
   if (!wants_logprobs || (a.logprobs == nullptr && a.top_ids == nullptr)) return;
@@ -338,7 +472,7 @@ __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, cons
       return;
     }
   }
-  write_logprobs(s, a, i, raw, slot, c.reached, c.largest, static_cast<int>(w.id));
+  write_logprobs(s, a, i, raw, slot, c.reached, c.largest, static_cast<int>(token));
 }
 
 // The drafted tokens from the root to the row into s.drafted; to all threads how many, or -1 where they are no path.
@@ -425,10 +559,10 @@ __device__ __noinline__ void finish_step(SampleShared& s, const SampleParams& p,
       last = atomicInc(p.ticket, static_cast<uint32_t>(a.rows - 1)) == a.rows - 1;
       __threadfence();
     }
-    s.bound = last ? 1 : 0;
+    s.last = last ? 1 : 0;
   }
   __syncthreads();
-  if (s.bound == 0) return;
+  if (s.last == 0) return;
   for (int64_t i = threadIdx.x / 32; i < a.drafts.requests; i += kSampleWarps) walk_path(p, i, counts);
   if (a.drafts.requests != 0) return;
   for (int64_t i = threadIdx.x; i < a.rows; i += kSampleThreads) {
@@ -452,20 +586,27 @@ __global__ __launch_bounds__(kSampleThreads, 2) void sample_kernel(const __grid_
                          p.a.allowed != nullptr ? p.a.allowed + row * p.a.allowed_stride : nullptr);
   const auto purpose = p.a.draft_noise ? numerics::NoisePurpose::kDraft : numerics::NoisePurpose::kSample;
   const Noise noise{slot.seed, static_cast<uint32_t>(p.a.positions[row]), static_cast<uint32_t>(purpose), slot.choice};
+  const bool simple = is_simple(r);
   const bool counts = p.a.count_output && *p.counting != 0;
   const bool drafts = p.a.drafts.requests != 0;
   if (threadIdx.x == 0) {
-    s.bound = 0;
     s.row = r;
     s.noise = noise;
+    s.bad = 0;
+    hopper::mbarrier_init(&s.letters_in, 1);
+    hopper::mbarrier_init_fence();
+    hopper::mbarrier_arrive_expect(&s.letters_in, static_cast<uint32_t>(part.size) * sizeof(Letter));
   }
-  // Every CTA of the cluster runs: from here on they may write to each other. Nothing has been written yet.
+  // Every CTA of the cluster runs: from here on they may write to each other. Nothing has been written yet but the
+  // barrier, which has its own fence.
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
   hopper::cluster_wait();
   __syncthreads();
   hopper::wait_for_predecessors();
   if (active && drafts && slot.counts && find_drafted(s, p.a, row, slot) < 0) {
     if (part.rank == 0) write_failure(p.a, row, kBadDraft, slot.top_logprobs >= 0);
+  } else if (active && simple) {
+    sample_simple(s, p.a, row, part, r, noise);
   } else if (active) {
     sample_row(s, p.a, row, part, r, noise);
   } else if (id >= 0 && part.rank == 0) {

@@ -6,35 +6,14 @@
 #include "numerics/philox.h"
 #include "numerics/sampling.h"
 #include "ops/cuda/device_math.h"
-#include "ops/cuda/hopper/cluster.h"
+#include "ops/cuda/row_reduce.h"
 #include "ops/cuda/sample_plan.h"
 #include "ops/cuda/sampler_slots_cuda.h"
 
 namespace isobit::cuda {
 
 constexpr int kSampleWarps = kSampleThreads / 32;
-constexpr uint32_t kAllLanes = 0xffffffff;
-constexpr float kMinusInfinity = -__builtin_huge_valf();
-
-// The same address in the shared memory of CTA `rank` of the cluster.
-template <typename T>
-__device__ T* peer(T* p, int rank) {
-  T* q;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(q) : "l"(p), "r"(rank));
-  return q;
-}
-
-// hopper::cluster_sync() with a fence of one warp in place of all: for what the CTA's first warp has written, and for
-// what all its threads wrote before the CTA's last barrier.
-__device__ inline void publish_arrive() {
-  if (threadIdx.x < 32) asm volatile("fence.acq_rel.cluster;" ::: "memory");
-  __syncwarp();
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ inline void publish() {
-  publish_arrive();
-  hopper::cluster_wait();
-}
+static_assert(kSampleThreads == kRowThreads);
 
 struct ClusterPart {
   int rank, size, first, stride;  // groups of four tokens: first, first + stride, …
@@ -60,15 +39,6 @@ __device__ inline uint64_t mass(float y, float ymax) {
   const MassHalves m = mass_halves(ex2(numerics::relative_log2(y, ymax)));
   return (static_cast<uint64_t>(m.high) << 22) + m.low;
 }
-
-// The value (with +0 for -0) and the id of a candidate_key.
-__device__ inline float key_value(uint64_t key) {
-  const uint32_t u = static_cast<uint32_t>(key >> 32);
-  return numerics::from_bits((u >> 31) != 0 ? u & 0x7fffffff : ~u);
-}
-__device__ inline uint32_t key_id(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
-constexpr uint32_t kMinusInfinityKey = 0x007fffff;
-__device__ inline float order_value(uint32_t key) { return key_value(static_cast<uint64_t>(key) << 32); }
 
 // Rule N14. Keys have lost the sign of a zero; where it could show, in a row of one token, the rule gives +0.
 __device__ __noinline__ inline float log_probability(float y, float ymax, uint64_t z) {
@@ -187,6 +157,11 @@ __device__ inline float4 process_group(const Row& r, int group, const float4& y)
 __device__ inline float4 group_values(const Row& r, int group, bool raw) {
   const float4 y = raw_group(r, group);
   return raw || r.plain ? y : process_group(r, group, y);
+}
+
+__device__ inline float value_at(const Row& r, uint32_t id, bool raw) {
+  const float4 v = group_values(r, static_cast<int>(id / 4), raw);
+  return id % 4 == 0 ? v.x : id % 4 == 1 ? v.y : id % 4 == 2 ? v.z : v.w;
 }
 
 constexpr int kAhead = 5;   // groups in flight a thread: at 16 CTAs a row of 151936 has no more
@@ -308,11 +283,6 @@ struct ThreadScan {
   __device__ bool bad() const { return largest != largest; }
 };
 
-__device__ inline float max_nan(float a, float b) {  // NaN if either is
-  float m;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a), "f"(b));
-  return m;
-}
 __device__ inline float largest_of(const float4& z) { return fmaxf(fmaxf(z.x, z.y), fmaxf(z.z, z.w)); }
 
 template <bool kNoise>
@@ -425,8 +395,15 @@ constexpr int kListCapacity = 6144;  // candidates a CTA keeps
 constexpr int kSortCapacity = kSampleThreads;
 constexpr int kStages = 3;
 
+// What a CTA tells the first one of its cluster about a simple row.
+struct alignas(16) Letter {
+  uint32_t score_high, score_low, id, bad;
+};
+
 struct SampleShared {
-  Row row;  // of this cluster; the functions off the hot path read it here
+  Letter letters[kMaxSampleCluster];
+  uint64_t letters_in;  // a barrier, once a launch
+  Row row;              // of this cluster; the functions off the hot path read it here
   int32_t drafted[kMaxDraftDepth];
   Noise noise;
   Exchange from[kStages][kMaxSampleCluster];
@@ -436,7 +413,8 @@ struct SampleShared {
   uint32_t warp_keys[4][kSampleWarps];
   Winner warp_winners[kSampleWarps];
   uint64_t found_key, found_before;
-  uint32_t bound, list_count, threshold_bin;
+  Winner lone;  // its score: the bounds of a contender
+  uint32_t bad, crowded, last, list_count, threshold_bin;
   uint32_t distances[kDistanceBins];
   uint64_t distance_totals[kDistanceBins];
   uint64_t unsorted[kSortCapacity], pulled[kSortCapacity], sorted[kSortCapacity];
@@ -448,15 +426,6 @@ struct SampleShared {
   } histogram;
   uint64_t list[kListCapacity];
 };
-
-// The largest key of the CTA, to all threads. Calls between which no other barrier lies need different places.
-__device__ inline uint32_t cta_max(SampleShared& s, int place, uint32_t key) {
-  const uint32_t m = __reduce_max_sync(kAllLanes, key);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if (lane == 0) s.warp_keys[place][threadIdx.x / 32] = m;
-  __syncthreads();
-  return __reduce_max_sync(kAllLanes, s.warp_keys[place][lane % kSampleWarps]);
-}
 
 // A key that at least `count` of the CTA's threads have or exceed, and few more than that; 0 where there are fewer.
 // `largest` is the largest one.
@@ -496,24 +465,6 @@ __device__ inline uint64_t cta_sum(SampleShared& s, uint64_t v) {
   return sum;
 }
 
-// The sum of the values of the threads before this one.
-__device__ inline uint64_t cta_sum_before(SampleShared& s, uint64_t v) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  uint64_t sum = v;
-#pragma unroll
-  for (int h = 1; h < 32; h *= 2) {
-    const uint64_t below = __shfl_up_sync(kAllLanes, sum, h);
-    if (lane >= h) sum += below;
-  }
-  __syncthreads();
-  if (lane == 31) s.warp_sums[warp] = sum;
-  __syncthreads();
-  uint64_t before = lane < warp ? s.warp_sums[lane % kSampleWarps] : 0;
-#pragma unroll
-  for (int h = 16; h > 0; h /= 2) before += __shfl_xor_sync(kAllLanes, before, h);
-  return before + sum - v;
-}
-
 __device__ inline Winner warp_best(const Winner& w) {
   const uint32_t high = static_cast<uint32_t>(w.score >> 32), best_high = __reduce_max_sync(kAllLanes, high);
   const uint32_t low = high == best_high ? static_cast<uint32_t>(w.score) : 0;
@@ -533,7 +484,7 @@ __device__ inline Winner cta_best(SampleShared& s, const Winner& w) {
 
 // What the whole cluster found. Every CTA gets every CTA's part.
 struct ClusterScan {
-  Winner winner;
+  Winner of_lane;  // the winner of the CTA whose rank the lane is
   float largest;
   float reached;  // the least of the CTAs' `reached`
   bool ok;        // no NaN, no +infinity, a finite value
@@ -548,7 +499,7 @@ __device__ inline ClusterScan exchange_scan(SampleShared& s, int stage, const Cl
   const bool has = lane < part.size;
   const Exchange e = s.from[stage][has ? lane : 0];
   ClusterScan c;
-  c.winner = warp_best(has ? e.winner : Winner{});
+  c.of_lane = has ? e.winner : Winner{};
   c.largest = order_value(__reduce_max_sync(kAllLanes, has ? e.largest : 0));
   c.reached = order_value(max(kMinusInfinityKey, __reduce_min_sync(kAllLanes, has ? e.reached : 0xffffffff)));
   const bool any_bad = __any_sync(kAllLanes, has && e.bad != 0) != 0;

@@ -2,9 +2,11 @@
 // How many CTAs share one row of logits. Free of the contract: every choice gives the same bits.
 #include <cstdint>
 
+#include "ops/cuda/row_plan.h"
+
 namespace isobit::cuda {
 
-constexpr int kSampleThreads = 512;
+constexpr int kSampleThreads = kRowThreads;
 constexpr int kMaxSampleCluster = 16;
 
 // The largest cluster of which all rows' fit the GPU at once, two CTAs on an SM; clusters of 8 and 16 leave some of an

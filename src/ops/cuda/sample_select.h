@@ -114,38 +114,34 @@ __device__ __noinline__ inline int threshold_by_sample(SampleShared& s, float la
   return find_bin(s, {false, 0, share, 0});
 }
 
-// A bin that probably holds a little more than that share (of 2^32) of all masses. The few tokens that have most of it
-// are among the threads' maxima, so the sum comes from these; the tail that may be left out from each thread's first
-// four tokens, scaled. A sample alone misleads: one heavy token in it weighs as much as all.
-__device__ __noinline__ inline int threshold_by_tail(SampleShared& s, float thread_largest, float largest,
+// A bin that probably holds more than that share (of 2^32) of all masses: what is beyond it is about 0.6 of what may be
+// left out. The few tokens that have most of the mass are among the threads' maxima; all others are thought to be as
+// the others of each thread's first four. Counted by bins, from which the masses follow: a heavy token that would be in
+// the sample is a maximum, and counts once.
+__device__ __noinline__ inline int threshold_by_mass(SampleShared& s, float thread_largest, float largest,
                                                      uint64_t share) {
+  constexpr uint32_t kMaximum = 1u << 16;  // a bin's count of maxima, above its count of others
+  static_assert(4 * kSampleThreads * kMaxSampleCluster < kMaximum);
   const Row row = s.row;
   const ClusterPart part = cluster_part();
   clear_distances(s);
-  uint64_t head = 0, sampled = 0;
   if (part.first < row.groups) {
-    head = mass(thread_largest, largest) >> 24;
+    atomicAdd(&s.distances[distance_bin(largest, thread_largest)], kMaximum);
     const float4 v = group_values(row, part.first, false);
     for (const float z : {v.x, v.y, v.z, v.w}) {
-      const uint32_t m = static_cast<uint32_t>(mass(z, largest) >> 24);  // 2^20 at most, 2048 of them
-      sampled += m;
-      if (m != 0) atomicAdd(&s.distances[distance_bin(largest, z)], m);
+      if (z != thread_largest) atomicAdd(&s.distances[distance_bin(largest, z)], 1u);
     }
   }
-  head = cta_sum(s, head);
-  sampled = cta_sum(s, sampled);
-  if (static_cast<int>(threadIdx.x) < part.size) {
-    *peer(&s.sums[2][0][part.rank], static_cast<int>(threadIdx.x)) = head;
-    *peer(&s.sums[2][1][part.rank], static_cast<int>(threadIdx.x)) = sampled;
-  }
   add_distances(s);
-  const float part_of_row = fminf(1.0f, static_cast<float>(4 * part.stride) / static_cast<float>(row.vocab));
-  const float heads = static_cast<float>(sum_over_ranks(s.sums[2][0], part));
-  const float total = static_cast<float>(sum_over_ranks(s.sums[2][1], part));
-  const float all = fmaxf(heads, total / part_of_row * 0.25f);
-  const float tail = 0.75f * (1.0f - static_cast<float>(share) * 0x1p-32f) * all * part_of_row;
-  const uint64_t goal = total > tail ? static_cast<uint64_t>(total - tail) : 1;
-  return first_bin(s, {false, goal, 0, 0});
+  const float each = fmaxf(1.0f, static_cast<float>(row.vocab) / static_cast<float>(4 * part.stride));
+  for (int i = static_cast<int>(threadIdx.x); i < kDistanceBins; i += kSampleThreads) {  // its own, as in add_distances
+    const auto counted = static_cast<uint32_t>(s.distance_totals[i]);
+    const float tokens = static_cast<float>(counted / kMaximum) + static_cast<float>(counted % kMaximum) * each;
+    const float distance = numerics::from_bits(static_cast<uint32_t>(kFirstDistance + i) << kDistanceShift);
+    s.distance_totals[i] = static_cast<uint64_t>(tokens * ex2(distance * -numerics::kLog2E) * 0x1p28f);
+  }
+  __syncthreads();
+  return first_bin(s, {false, 0, share + ((uint64_t{1} << 32) - share) * 2 / 5, 0});
 }
 
 // A value that the tokens of distance bins up to `bin` reach, or nearly: a guess as the bin is.
@@ -181,28 +177,6 @@ __device__ __noinline__ inline void list_by_lane(SampleShared& s, const float4 z
     const uint32_t at = atomicAdd(&s.list_count, 1u);
     if (at < kListCapacity) s.list[at] = key;
   }
-}
-
-// The same by a whole warp; returns the masses of what the lane listed.
-__device__ __noinline__ inline uint64_t list_by_warp(SampleShared& s, const float4 z, int group, float floor,
-                                                     float largest) {
-  const uint32_t lane = threadIdx.x % 32, below = (1u << lane) - 1;
-  uint64_t listed = 0;
-#pragma unroll 1
-  for (int j = 0; j < 4; j++) {
-    const float v = j == 0 ? z.x : j == 1 ? z.y : j == 2 ? z.z : z.w;
-    const int id = group * 4 + j;
-    const bool in = v >= floor && id < s.row.vocab;
-    const uint32_t lanes = __ballot_sync(kAllLanes, in);
-    if (lanes == 0) continue;
-    uint32_t at = 0;
-    if (lane == 0) at = atomicAdd(&s.list_count, static_cast<uint32_t>(__popc(lanes)));
-    at = __shfl_sync(kAllLanes, at, 0) + static_cast<uint32_t>(__popc(lanes & below));
-    if (!in) continue;
-    listed += mass(v, largest);
-    if (at < kListCapacity) s.list[at] = numerics::candidate_key(v, static_cast<uint32_t>(id));
-  }
-  return listed;
 }
 
 __device__ inline float4 one_of(const float4 (&z)[kAhead], int u) {
@@ -269,14 +243,39 @@ struct MassSum {
   }
 };
 
-// All masses, and a list of the values from `floor` up with its masses.
+// Lists the marked ones of a warp's values: bit 4u + j of a lane's `marks` is its group first + u · stride, value j.
+__device__ inline void list_marked(SampleShared& s, const float4 (&z)[kAhead], int first, int stride, uint32_t marks) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto mine = static_cast<uint32_t>(__popc(marks));
+  uint32_t end = mine;
+#pragma unroll
+  for (int h = 1; h < 32; h *= 2) {
+    const uint32_t below = __shfl_up_sync(kAllLanes, end, h);
+    if (lane >= h) end += below;
+  }
+  uint32_t at = lane == 31 ? atomicAdd(&s.list_count, end) : 0;
+  at = __shfl_sync(kAllLanes, at, 31) + end - mine;
+#pragma unroll 1
+  for (; marks != 0; marks &= marks - 1, at++) {
+    const int i = __ffs(static_cast<int>(marks)) - 1, j = i % 4;
+    const float4 v = one_of(z, i / 4);
+    if (at >= kListCapacity) break;
+    s.list[at] = numerics::candidate_key(j == 0   ? v.x
+                                         : j == 1 ? v.y
+                                         : j == 2 ? v.z
+                                                  : v.w,
+                                         static_cast<uint32_t>((first + i / 4 * stride) * 4 + j));
+  }
+}
+
+// All masses, and a list of the values from `floor` up, which is above -infinity, with its masses.
 template <typename Reader>
 __device__ void list_and_sum(SampleShared& s, const Reader& reader, const ClusterPart& part, float largest, float floor,
                              uint64_t& all_masses, uint64_t& listed_masses) {
+  static_assert(4 * kAhead <= 32);
   const Row& r = reader.row;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  MassSum all;
-  uint64_t listed = 0;
+  MassSum all, listed;
   int folded = 0;
 #pragma unroll 1
   for (int first = part.first - lane; first < r.groups;
@@ -284,26 +283,31 @@ __device__ void list_and_sum(SampleShared& s, const Reader& reader, const Cluste
     float4 z[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; u++) z[u] = reader.load(first + lane + u * part.stride);
-    uint32_t some = 0;
+    uint32_t marks = 0;
 #pragma unroll
     for (int u = 0; u < kAhead; u++) {
       z[u] = row_values(reader, first + lane + u * part.stride, z[u]);
+      uint32_t bit = 1u << (4 * u);
       for (const float v : {z[u].x, z[u].y, z[u].z, z[u].w}) {
-        all.add(mass_halves(ex2(numerics::relative_log2(v, largest))));
+        const MassHalves m = mass_halves(ex2(numerics::relative_log2(v, largest)));
+        all.add(m);
+        if (v >= floor) {
+          listed.add(m);
+          marks |= bit;
+        }
+        bit *= 2;
       }
-      some |= largest_of(z[u]) >= floor ? 1u << u : 0;
     }
-    some = __reduce_or_sync(kAllLanes, some);
-#pragma unroll 1
-    for (; some != 0; some &= some - 1) {
-      const int u = __ffs(static_cast<int>(some)) - 1;
-      listed += list_by_warp(s, one_of(z, u), first + lane + u * part.stride, floor, largest);
+    if (__any_sync(kAllLanes, marks != 0) != 0) list_marked(s, z, first + lane, part.stride, marks);
+    if (++folded % 32 == 0) {
+      all.fold();
+      listed.fold();
     }
-    if (++folded % 32 == 0) all.fold();
   }
   all.fold();
+  listed.fold();
   all_masses = all.sum;
-  listed_masses = listed;
+  listed_masses = listed.sum;
 }
 
 enum class Look { kList, kListAll, kMasses };  // by blocks' maxima; without them; all masses too
@@ -317,7 +321,11 @@ __device__ __noinline__ inline Collected collect(SampleShared& s, int stage, boo
   uint64_t all = 0, listed = 0;
   with_reader(row, raw, [&](const auto& reader) {
     if (look == Look::kMasses) {
-      list_and_sum(s, reader, part, largest, wanted.floor, all, listed);
+      const bool lists = wanted.floor > kMinusInfinity;  // else all that there is, at -infinity too
+      list_and_sum(s, reader, part, largest, lists ? wanted.floor : -kMinusInfinity, all, listed);
+      if (lists) return;
+      list_wanted(s, reader, part, wanted, false);
+      listed = all;
     } else {
       list_wanted(s, reader, part, wanted, look == Look::kList);
     }

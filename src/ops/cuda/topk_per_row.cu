@@ -1,10 +1,10 @@
 // The k largest of each row, in ascending order of index: a cluster of CTAs a row, row after row.
 //
 // Bytes: 4 a value, once. A threshold that at least k values reach and few more do comes from a sample of the row; one
-// look lists what reaches it (row_stream.h carries the row through shared memory, the next one behind it); the lists
-// are cut exactly, by bins of the key and a sort of the bin where the k-th lies; what is left is marked in a bitmap,
-// whose prefix counts put the indices in order. A row whose list was no good (ties, a sample that misled) is cut digit
-// by digit. Which way a row takes changes nothing.
+// look lists what reaches it; the lists are cut exactly, by bins of the key and a sort of the bin where the k-th lies;
+// what is left is marked in a bitmap, whose prefix counts put the indices in order. While a cluster sorts its row out,
+// the others of its SMs read theirs. A row whose list was no good (ties, a sample that misled) is cut digit by digit.
+// Which way a row takes changes nothing.
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
@@ -14,98 +14,83 @@
 namespace isobit::cuda {
 namespace {
 
-constexpr int64_t kLongestPart = 32 * kMarkWords;  // a bit a value
+constexpr int64_t kLongestPart = 32 * kMarkWords - 4 * (kLineGroups + 1);  // a bit a value; shares are rounded up
 
 struct TopkParams {
   TopkPerRowArgs a;
   int clusters;
 };
 
-enum class Kind : int { kEnd, kShort, kSelect };
-struct Job {
-  Kind kind;
-  int64_t index;
-  const float* y;
-  int length;
-  RowPart part;
-};
-
-struct TopkShared {
-  RowShared rows;
-  Job jobs[2];
-};
-
-__device__ void row_job(RowShared& s, const TopkParams& p, int64_t index, Job& j) {
-  const TopkPerRowArgs& a = p.a;
-  j.index = index;
-  j.kind = Kind::kEnd;
-  if (index >= a.rows) return;
-  const int64_t start = a.starts != nullptr ? __ldcg(a.starts + index) : 0;
-  const int64_t end = a.ends != nullptr ? __ldcg(a.ends + index) : a.stride;
-  const bool good = start >= 0 && start <= end && end <= a.stride;
-  j.length = good ? static_cast<int>(end - start) : -1;
-  j.y = a.logits + index * a.stride + start;
-  j.kind = j.length <= a.k ? Kind::kShort : Kind::kSelect;
-  if (j.kind == Kind::kShort) return;
-  j.part = row_part(j.length);
-  plan_loads(s, j.part, j.y + static_cast<int64_t>(j.part.first) * 4, a.logits, a.logits + a.rows * a.stride);
-  publish_loads(s);
-}
-
-__device__ float max_nan(float a, float b) {  // NaN if either is
-  float m;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(a), "f"(b));
-  return m;
-}
-
 // f(key) for this thread's values of the CTA's part.
 template <typename F>
-__device__ void for_each_value(const Job& job, const RowPart& part, F&& f) {
-  const int first = part.first * 4;
+__device__ void for_each_value(const RowValues& row, const RowPart& part, F&& f) {
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < part.values; i += kRowThreads) {
-    const float v = __ldcg(job.y + first + i);
-    f(numerics::candidate_key(v, static_cast<uint32_t>(first + i)));
+  for (int g = part.first + static_cast<int>(threadIdx.x); g < part.first + part.groups; g += kRowThreads) {
+    const float4 v = row_group(row, g);
+    const int index = row.index(g);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      if (row.valid(g, j)) {
+        f(numerics::candidate_key(j == 0 ? v.x : j == 1 ? v.y : j == 2 ? v.z : v.w, static_cast<uint32_t>(index + j)));
+      }
+    }
   }
 }
 
-// The largest of the groups' keys of which this thread samples one.
-__device__ uint32_t sampled_key(const Job& job, const RowPart& part) {
-  const int n = sample_groups(part), t = static_cast<int>(threadIdx.x);
-  if (t >= n || (part.groups < n && t >= part.groups)) return 0;
-  const int g = part.groups >= n ? static_cast<int>(static_cast<int64_t>(t) * part.groups / n) : t;
-  const float* y = job.y + static_cast<int64_t>(part.first + g) * 4;
-  const int left = part.values - g * 4;
-  if (reinterpret_cast<uintptr_t>(y) % 16 == 0 && left >= 4) {
-    const float4 v = __ldcg(reinterpret_cast<const float4*>(y));
-    return numerics::order_key(max_nan(max_nan(v.x, v.y), max_nan(v.z, v.w)));
-  }
-  uint32_t key = 0;
-  for (int j = 0; j < 4 && j < left; j++) key = max(key, numerics::order_key(__ldcg(y + j)));
-  return key;
+// The largest key of the i-th group that the CTA samples.
+__device__ uint32_t sampled_key(const RowValues& row, const RowPart& part, int i) {
+  static_assert(int64_t{kUnits} * kMarkWords * 8 <= UINT32_MAX);
+  const int n = sample_groups(part);
+  if (part.groups < n && i >= part.groups) return 0;
+  const int g =
+      part.groups >= n
+          ? static_cast<int>(static_cast<uint32_t>(i) * static_cast<uint32_t>(part.groups) / static_cast<uint32_t>(n))
+          : i;
+  return numerics::order_key(max_nan(row_group(row, part.first + g)));
+}
+
+__device__ __noinline__ void list_values(RowShared& s, const RowValues& row, int group, const float4 y,
+                                         float threshold) {
+  list_group(s, static_cast<uint32_t>(row.index(group)), y, threshold, [&](int j) { return row.valid(group, j); });
 }
 
 // This thread's look at the part: its largest value, and the list of those from `threshold` up.
-__device__ __noinline__ float list_row(RowShared& s, const Job& job, const Stream stream, float threshold) {
-  const RowPart part = job.part;
-  const int length = job.length;
+__device__ float list_part(RowShared& s, const RowValues& row, const RowPart& part, float threshold) {
+  const int end = part.first + part.groups, t = static_cast<int>(threadIdx.x);
+  const int first_whole = part.first + (row.whole(part.first) ? 0 : 1);
+  const int end_whole = end - (row.whole(end - 1) ? 0 : 1);
   float largest = kMinusInfinity;
-  for_each_chunk(s, stream, job.y + static_cast<int64_t>(part.first) * 4, part, [&](const Chunk& c) {
-    const int t = static_cast<int>(threadIdx.x);
-    if (t * 4 >= c.count) return;
-    const float4 y = chunk_group(c);
-    const float m = max_nan(max_nan(y.x, y.y), max_nan(y.z, y.w));
+#pragma unroll 1
+  for (int g = first_whole + t; g < end_whole; g += kRowAhead * kRowThreads) {
+    float4 y[kRowAhead];
+#pragma unroll
+    for (int u = 0; u < kRowAhead; u++) {
+      y[u] = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
+      if (g + u * kRowThreads < end_whole) y[u] = whole_group(row, g + u * kRowThreads);
+    }
+#pragma unroll
+    for (int u = 0; u < kRowAhead; u++) {
+      const float m = max_nan(y[u]);
+      largest = max_nan(largest, m);
+      if (!(m < threshold) && g + u * kRowThreads < end_whole)
+        list_values(s, row, g + u * kRowThreads, y[u], threshold);
+    }
+  }
+  // At most the first group and the last one; where they are the same, once.
+  const bool before = t == 0 && first_whole > part.first, after = t == 1 && end_whole < end && end_whole >= first_whole;
+  if (before || after) {
+    const int g = before ? part.first : end - 1;
+    const float4 y = edge_group(row, g);
+    const float m = max_nan(y);
     largest = max_nan(largest, m);
-    if (m < threshold) return;
-    const int id = (part.first + c.index * kRowThreads + t) * 4;
-    list_group(s, static_cast<uint32_t>(id), y, threshold, [&](int j) { return id + j < length; });
-  });
+    if (!(m < threshold)) list_values(s, row, g, y, threshold);
+  }
   return largest;
 }
 
 // Writes the marked values of the part in ascending order, behind those of the CTAs before it.
-__device__ void write_marked(RowShared& s, const RowPart& part, int32_t* out, int k) {
-  const int words = (part.values + 31) / 32, each = (words + kRowThreads - 1) / kRowThreads;
+__device__ void write_marked(RowShared& s, const RowValues& row, const RowPart& part, int32_t* out, int k) {
+  const int words = (part.groups * 4 + 31) / 32, each = (words + kRowThreads - 1) / kRowThreads;
   const int first = static_cast<int>(threadIdx.x) * each, last = min(words, first + each);
   uint32_t mine = 0;
   for (int w = first; w < last; w++) mine += static_cast<uint32_t>(__popc(s.marks[w]));
@@ -115,26 +100,26 @@ __device__ void write_marked(RowShared& s, const RowPart& part, int32_t* out, in
   if (static_cast<int>(threadIdx.x) < part.size) {
     *peer(&s.sums[part.rank], static_cast<int>(threadIdx.x)) = s.found_before;
   }
-  row_cluster_sync();
+  publish();
   uint64_t at = before;
   for (int r = 0; r < part.rank; r++) at += s.sums[r];
   for (int w = first; w < last; w++) {
     for (uint32_t bits = s.marks[w]; bits != 0; bits &= bits - 1) {
-      if (at < static_cast<uint64_t>(k)) out[at] = part.first * 4 + w * 32 + __ffs(static_cast<int>(bits)) - 1;
+      if (at < static_cast<uint64_t>(k)) out[at] = row.index(part.first) + w * 32 + __ffs(static_cast<int>(bits)) - 1;
       at++;
     }
   }
 }
 
-__device__ void select_row(RowShared& s, const TopkParams& p, const Job& job, const Stream& stream) {
-  const RowPart& part = job.part;
-  hopper::cluster_wait();
-  const uint32_t threshold = sampled_threshold(s, part, sampled_key(job, part), job.length, p.a.k);
-  const float largest_of_thread = list_row(s, job, stream, order_value(threshold));
+__device__ void select_row(RowShared& s, const RowValues& row, int32_t* out, int k) {
+  const RowPart part = row_part(row);
+  const uint32_t threshold =
+      sampled_threshold(s, part, row.length, k, [&](int i) { return sampled_key(row, part, i); });
+  const float largest_of_thread = part.groups > 0 ? list_part(s, row, part, order_value(threshold)) : kMinusInfinity;
   const uint32_t largest_of_cta = cta_max(s, 1, numerics::order_key(largest_of_thread));
   const uint32_t listed = s.list_count;
   const ClusterScan c = exchange_scan(s, part, largest_of_cta, listed);
-  const auto goal = static_cast<uint64_t>(p.a.k);
+  const auto goal = static_cast<uint64_t>(k);
   bool from_list = c.fits && c.listed >= goal;
   uint64_t cutoff = 0;
   if (from_list) {
@@ -143,74 +128,71 @@ __device__ void select_row(RowShared& s, const TopkParams& p, const Job& job, co
     cutoff = cut.key;
   }
   if (!from_list) {
-    cutoff = find_cut(s, part, goal, [&](auto&& f) { for_each_value(job, part, f); });
+    cutoff = find_cut(s, part, goal, [&](auto&& f) { for_each_value(row, part, f); });
   }
-  const int words = (part.values + 31) / 32;
+  const int words = (part.groups * 4 + 31) / 32;
   for (int w = static_cast<int>(threadIdx.x); w < words; w += kRowThreads) s.marks[w] = 0;
   __syncthreads();
   const auto mark = [&](uint64_t key) {
-    const uint32_t at = key_id(key) - static_cast<uint32_t>(part.first) * 4;
+    const uint32_t at = key_id(key) - static_cast<uint32_t>(row.index(part.first));
     if (key >= cutoff) atomicOr(&s.marks[at / 32], 1u << (at % 32));
   };
   if (from_list) {
     for (uint32_t i = threadIdx.x; i < listed; i += kRowThreads) mark(s.list[i]);
   } else {
-    for_each_value(job, part, mark);
+    for_each_value(row, part, mark);
   }
   __syncthreads();
-  write_marked(s, part, p.a.out + job.index * p.a.k, p.a.k);
+  write_marked(s, row, part, out, k);
 }
 
-__device__ void write_short(const TopkParams& p, const Job& job) {
-  int32_t* out = p.a.out + job.index * p.a.k;
+__device__ void write_short(int32_t* out, int length, int k) {
   const int size = static_cast<int>(hopper::cluster_size()), rank = static_cast<int>(hopper::cluster_rank());
-  for (int i = rank * kRowThreads + static_cast<int>(threadIdx.x); i < p.a.k; i += size * kRowThreads) {
-    out[i] = i < job.length ? i : -1;
+  for (int i = rank * kRowThreads + static_cast<int>(threadIdx.x); i < k; i += size * kRowThreads) {
+    out[i] = i < length ? i : -1;
   }
 }
 
-__global__ __launch_bounds__(kRowThreads, 2) void topk_kernel(const __grid_constant__ TopkParams p) {
-  extern __shared__ __align__(128) uint8_t shared[];
-  TopkShared& all = *reinterpret_cast<TopkShared*>(shared);
-  RowShared& s = all.rows;
-  const int t = static_cast<int>(threadIdx.x);
+// A row's range; length -1 where it is none.
+struct Range {
+  int64_t start;
+  int length;
+};
+__device__ Range row_range(const TopkPerRowArgs& a, int64_t row) {
+  if (row >= a.rows) return {0, -1};
+  const int64_t start = a.starts != nullptr ? __ldcg(a.starts + row) : 0;
+  const int64_t end = a.ends != nullptr ? __ldcg(a.ends + row) : a.stride;
+  const bool good = start >= 0 && start <= end && end <= a.stride;
+  return {start, good ? static_cast<int>(end - start) : -1};
+}
+
+__global__ __launch_bounds__(kRowThreads, 3) void topk_kernel(const __grid_constant__ TopkParams p) {
+  extern __shared__ __align__(16) uint8_t shared[];
+  RowShared& s = *reinterpret_cast<RowShared*>(shared);
   hopper::launch_dependents();
-  if (t == 0) start_loader(s);
   row_cluster_arrive();  // every CTA of the cluster runs: once waited for, they may write to each other
   hopper::wait_for_predecessors();
-  if (t == 0) {
-    row_job(s, p, blockIdx.x / hopper::cluster_size(), all.jobs[0]);
-  }
-  uint32_t base = 0;
+  int64_t i = blockIdx.x / hopper::cluster_size();
+  Range range = row_range(p.a, i);
 #pragma unroll 1
-  for (int n = 0;; n++) {
-    __syncthreads();
-    const Job& job = all.jobs[n % 2];
-    if (job.kind == Kind::kEnd) break;
-    if (t == 0) {
-      refill(s, base);
-      s.list_count = 0;
-    }
-    __syncthreads();
-    if (t == 32) {
-      Job& next = all.jobs[(n + 1) % 2];
-      row_job(s, p, job.index + p.clusters, next);
-    }
-    __syncwarp();
-    if (hopper::cluster_rank() == 0 && t == 0) p.a.status[job.index] = job.length < 0 ? kTopkBadRange : kTopkDone;
-    if (job.kind == Kind::kShort) {
-      write_short(p, job);
+  for (; i < p.a.rows; i += p.clusters) {
+    const Range now = range;
+    range = row_range(p.a, i + p.clusters);
+    int32_t* out = p.a.out + i * p.a.k;
+    if (hopper::cluster_rank() == 0 && threadIdx.x == 0) p.a.status[i] = now.length < 0 ? kTopkBadRange : kTopkDone;
+    if (now.length <= p.a.k) {
+      write_short(out, now.length, p.a.k);
       continue;
     }
-    const RowPart& part = job.part;
-    select_row(s, p, job, {base, job.index + p.clusters < p.a.rows || part.chunks > kSlots});
-    base += static_cast<uint32_t>(part.chunks);
+    hopper::cluster_wait();  // the row before is done, and so is what the others of the cluster read here
+    if (threadIdx.x == 0) s.list_count = 0;
+    select_row(s, row_values(p.a.logits + i * p.a.stride + now.start, now.length), out, p.a.k);
     row_cluster_arrive();
   }
   hopper::cluster_wait();  // others may still write here
 }
 
-static_assert(sizeof(TopkShared) <= kRowSharedBytes);
+static_assert(sizeof(RowShared) <= kRowSharedBytes);
 
 }  // namespace
 
@@ -219,13 +201,13 @@ void launch_topk_per_row(const TopkPerRowArgs& args, const KernelContext& contex
   if (reinterpret_cast<uintptr_t>(args.logits) % 16 != 0) {
     throw_invalid("topk_per_row: the logits must be aligned to 16 bytes");
   }
-  const ClusterPlaces& places = row_places("topk_per_row", topk_kernel, sizeof(TopkShared));
+  const ClusterPlaces& places = row_places("topk_per_row", topk_kernel, sizeof(RowShared));
   const RowPlan plan = plan_rows(args.rows, args.stride, places, kLongestPart);
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.clusters * plan.cluster));
   shape.block = dim3(kRowThreads);
   shape.cluster = dim3(static_cast<unsigned>(plan.cluster));
-  shape.shared_bytes = sizeof(TopkShared);
+  shape.shared_bytes = sizeof(RowShared);
   launch("topk_per_row", topk_kernel, shape, context.stream, TopkParams{args, plan.clusters});
 }
 

@@ -55,6 +55,13 @@ __device__ inline void store_async_f32(const float* to, float v, const uint64_t*
                "f"(v), "r"(map_shared(shared_address(bar), rank))
                : "memory");
 }
+// The same for 16 bytes, to an aligned place.
+__device__ inline void store_async_16(const void* to, const uint4& v, const uint64_t* bar, uint32_t rank) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   map_shared(shared_address(to), rank)),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(map_shared(shared_address(bar), rank))
+               : "memory");
+}
 // Copies this CTA's shared memory (16-byte aligned, `bytes` a multiple of 16) to the same place in CTA `rank`, whose
 // barrier `bar` counts the bytes. One thread, after a fence_async_proxy of those that wrote.
 __device__ inline void copy_to_cta(const void* from, uint32_t bytes, const uint64_t* bar, uint32_t rank) {
