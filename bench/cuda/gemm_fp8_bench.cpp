@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -15,6 +16,7 @@
 #include "numerics/convert.h"
 #include "ops/cuda/device.h"
 #include "ops/cuda/gemm_fp8.h"
+#include "ops/cuda/gemm_fp8_thin.h"
 
 namespace isobit::bench {
 namespace {
@@ -71,7 +73,8 @@ class GemmFp8Bench {
     if (m_ >= 1024) std::this_thread::sleep_for(std::chrono::milliseconds(300));
   }
 
-  double run(const GemmFp8Plan* plan = nullptr) {
+  using Launch = std::function<void(const GemmFp8Args&, const cuda::KernelContext&)>;
+  double run(const Launch& launch = cuda::launch_gemm_fp8) {
     return graph_us(static_cast<int>(weights_.size()), [&](int i, cudaStream_t stream) {
       GemmFp8Args a;
       a.x = x_->data<uint8_t>();
@@ -86,18 +89,15 @@ class GemmFp8Bench {
       cuda::KernelContext context;
       context.stream = stream;
       context.sm_count = kSmCount;
-      if (plan != nullptr) {
-        launch_gemm_fp8_planned(a, *plan, context);
-      } else {
-        launch_gemm_fp8(a, context);
-      }
+      launch(a, context);
     });
   }
 
   void sweep(const char* name) {
     const cuda::GemmFp8Shape shape{m_, n_, k_};
+    sweep_thin(name, shape);
     const GemmFp8Plan chosen = gemm_fp8_plan(shape, kSmCount);
-    print(name, chosen, run(&chosen), " <- plan");
+    print(name, chosen, run(planned(chosen)), " <- plan");
     for (int i = 0; i < cuda::kGemmFp8TileCount; i++) {
       for (const int cluster : {1, 2}) {
         const int tile_m = gemm_fp8_tile_m(shape, i, cluster);
@@ -108,7 +108,7 @@ class GemmFp8Bench {
             const GemmFp8Plan p = gemm_fp8_plan_for(shape, i, cluster, tile_m, kSmCount, shared << 10, staged);
             if (p.estimated_us > 2 * chosen.estimated_us + 2 || (shared == 110 && (p.stages < 3 || m_ > 64))) continue;
             rest();
-            print(name, p, run(&p), "");
+            print(name, p, run(planned(p)), "");
           }
         }
       }
@@ -116,6 +116,20 @@ class GemmFp8Bench {
   }
 
  private:
+  static Launch planned(const GemmFp8Plan& plan) {
+    return [plan](const GemmFp8Args& a, const cuda::KernelContext& c) { launch_gemm_fp8_planned(a, plan, c); };
+  }
+  void sweep_thin(const char* name, const cuda::GemmFp8Shape& shape) {
+    for (const int cluster : {1, 2, 4, 8}) {
+      for (const int resident : {1, 2, 3}) {
+        const cuda::GemmFp8ThinPlan p = gemm_fp8_thin_plan_for(shape, cluster, resident, kSmCount);
+        if (p.stages == 0) continue;
+        const double us =
+            run([&](const GemmFp8Args& a, const cuda::KernelContext& c) { launch_gemm_fp8_thin_planned(a, p, c); });
+        std::fprintf(stderr, "%s thin c%d r%d st%d n%d: %.2f\n", name, p.cluster, resident, p.stages, p.ctas, us);
+      }
+    }
+  }
   static void print(const char* name, const GemmFp8Plan& p, double us, const char* remark) {
     std::fprintf(stderr, "%s %d %dx%d m%d c%d st%d n%d%s: %.2f (%.1f)%s\n", name, p.tile_index,
                  p.tile().warpgroups * 64, p.tile().tile_n, p.tile_m, p.cluster_m, p.stages, p.ctas,
@@ -222,6 +236,9 @@ void add(std::vector<Case>& all) {
   for (const auto& [n, k] :
        {std::pair{2112, 7168}, {24576, 1536}, {32768, 512}, {7168, 16384}, {4096, 7168}, {7168, 2048}}) {
     for (const int m : {4096, 64, 1, 128}) add_case(m, n, k);
+  }
+  for (const auto& [n, k] : {std::pair{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}}) {
+    add_case(1, n, k);  // a step of an 8B decoder
   }
   add_case(8192, 8192, 8192);
   struct Moe {

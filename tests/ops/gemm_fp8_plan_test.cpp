@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <utility>
@@ -62,6 +63,39 @@ TEST(GemmFp8Plan, EveryPlanIsSound) {
       if (HasFailure()) return;
     }
   }
+}
+
+// What gemm_fp8_thin.cu relies on.
+TEST(GemmFp8Plan, EveryThinPlanIsSound) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937_64 rng(seed);
+  const auto log_uniform = [&](double most) {
+    return static_cast<int64_t>(std::exp(std::uniform_real_distribution<>(0, std::log(most))(rng)));
+  };
+  int taken = 0;
+  for (int i = 0; i < 2000; i++) {
+    const GemmFp8Shape s{1 + i % 10, log_uniform(200000), log_uniform(60000)};
+    const int cluster = 1 << rng() % 4, resident = 1 + static_cast<int>(rng() % 3);
+    for (const GemmFp8ThinPlan& p :
+         {gemm_fp8_thin_plan_for(s, cluster, resident, kSmCount), gemm_fp8_thin_plan(s, kSmCount)}) {
+      if (p.stages == 0) continue;
+      taken++;
+      SCOPED_TRACE(testing::Message() << "m " << s.m << " n " << s.n << " k " << s.k << " cluster " << p.cluster);
+      const int64_t blocks = (s.k + 127) / 128;
+      ASSERT_LE(s.m, kGemmFp8ThinRows);
+      ASSERT_GE(p.stages, 2);
+      ASSERT_LE(p.stages, kGemmFp8MaxStages);
+      ASSERT_EQ(p.rank_blocks % kGemmFp8ThinSlices, 0);
+      ASSERT_LE(p.rank_blocks, 128);  // a thread has a scale each
+      ASSERT_GE(int64_t{p.rank_blocks} * p.cluster, blocks);
+      ASSERT_LT(int64_t{p.rank_blocks} * (p.cluster - 1), blocks);  // no CTA without work
+      ASSERT_GE(int64_t{p.tiles} * 64, s.n);
+      ASSERT_EQ(p.ctas, p.cluster > 1 ? p.tiles * p.cluster : std::min(p.ctas, p.tiles));
+      ASSERT_LE(p.shared_bytes, 226 * 1024);
+    }
+  }
+  EXPECT_GT(taken, 1000);
 }
 
 TEST(GemmFp8Plan, FewRowsFillTheGpuInOneWave) {

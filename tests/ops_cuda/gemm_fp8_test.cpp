@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <thread>
 
 #include "numerics/gemm.h"
+#include "ops/cuda/gemm_fp8_thin.h"
 #include "ops_cuda/gpu_memory.h"
 
 namespace isobit {
@@ -117,8 +119,16 @@ class Fixture {
   }
   size_t bytes() const { return p_.out == DType::kF32 ? 4 : 2; }
 
-  // Output bytes of rows [first_row, first_row + rows). plan null: the operator's own choice.
-  std::vector<uint8_t> run(const cuda::GemmFp8Plan* plan = nullptr, int64_t first_row = 0, int64_t rows = -1) {
+  using Launch = std::function<void(const GemmFp8Args&, const cuda::KernelContext&)>;
+  static Launch planned(const cuda::GemmFp8Plan& plan) {
+    return [plan](const GemmFp8Args& a, const cuda::KernelContext& c) { launch_gemm_fp8_planned(a, plan, c); };
+  }
+  static Launch planned(const cuda::GemmFp8ThinPlan& plan) {
+    return [plan](const GemmFp8Args& a, const cuda::KernelContext& c) { launch_gemm_fp8_thin_planned(a, plan, c); };
+  }
+
+  // Output bytes of rows [first_row, first_row + rows), by the operator's own choice of plan or another's.
+  std::vector<uint8_t> run(const Launch& launch = cuda::launch_gemm_fp8, int64_t first_row = 0, int64_t rows = -1) {
     if (rows < 0) rows = p_.m;
     out_->poison();
     GemmFp8Args a;
@@ -145,11 +155,7 @@ class Fixture {
     a.check();
     cuda::KernelContext context;
     context.sm_count = kSmCount;
-    if (plan != nullptr) {
-      launch_gemm_fp8_planned(a, *plan, context);
-    } else {
-      launch_gemm_fp8(a, context);
-    }
+    launch(a, context);
     cuda::check(cudaDeviceSynchronize(), "gemm_fp8");
     EXPECT_TRUE(out_->guards_intact()) << p_.text();
     std::vector<uint8_t> got = out_->get();
@@ -172,8 +178,8 @@ class Fixture {
     return p_.out == DType::kBF16 ? numerics::f32_to_bf16(v) : numerics::f32_to_f16(v);
   }
 
-  // Sampled outputs, the corners among them, against the scalar rule.
-  void compare(const std::vector<uint8_t>& got_bytes, int64_t samples) {
+  // Sampled outputs, the corners among them, against the scalar rule; how many.
+  int64_t compare(const std::vector<uint8_t>& got_bytes, int64_t samples) {
     const int64_t total = p_.m * p_.n;
     samples = std::min(samples, total);
     std::atomic<int64_t> wrong{0};
@@ -190,11 +196,12 @@ class Fixture {
       }
     });
     EXPECT_EQ(wrong, 0) << "of " << samples << "; " << p_.text();
+    return samples;
   }
 
-  void check(int64_t samples) {
+  int64_t check(int64_t samples) {
     SCOPED_TRACE(p_.text());
-    compare(run(), samples);
+    return compare(run(), samples);
   }
 
  private:
@@ -233,7 +240,7 @@ TEST(GpuGemmFp8, EveryTileGivesTheSameBits) {
               const int shared = (sms == 8 && !staged ? 110 : 225) * 1024;
               const cuda::GemmFp8Plan plan = gemm_fp8_plan_for(shape, i, cluster, tile_m, sms, shared, staged);
               const cuda::GemmFp8Tile& t = plan.tile();
-              ASSERT_EQ(f.run(&plan) == reference, true)
+              ASSERT_EQ(f.run(Fixture::planned(plan)) == reference, true)
                   << fmt::format("tile {}x{} of {} rows, cluster {} on {} SMs, {} stages, staged {}", t.warpgroups * 64,
                                  t.tile_n, tile_m, cluster, sms, plan.stages, staged);
               plans++;
@@ -246,6 +253,39 @@ TEST(GpuGemmFp8, EveryTileGivesTheSameBits) {
   }
 }
 
+// The kernel of few rows: K in one CTA, walked over several tiles, and in clusters.
+TEST(GpuGemmFp8, EveryThinPlanGivesTheTilesBits) {
+  struct Case {
+    int64_t m, n, k;
+    DType out;
+  };
+  constexpr Case kCases[] = {{1, 1000, 1088, DType::kF32},  {8, 330, 4200, DType::kBF16}, {3, 70, 16384, DType::kF16},
+                             {5, 130, 128, DType::kBF16},   {1, 64, 14336, DType::kBF16}, {2, 520, 100, DType::kF16},
+                             {7, 20000, 300, DType::kBF16}, {4, 576, 1536, DType::kF32}};
+  for (const Case& c : kCases) {
+    const Problem p{.m = c.m, .n = c.n, .k = c.k, .out = c.out, .values = Values::kAnything};
+    SCOPED_TRACE(p.text());
+    Fixture f(p);
+    const cuda::GemmFp8Shape shape{c.m, c.n, c.k};
+    const std::vector<uint8_t> reference =
+        f.run(Fixture::planned(cuda::gemm_fp8_plan_for(shape, 1, 1, 8, kSmCount, 225 * 1024)));
+    f.compare(reference, 500);
+    int plans = 0;
+    for (const int cluster : {1, 2, 4, 8}) {
+      for (const int resident : {1, 2, 3}) {
+        for (const int sms : {kSmCount, 3}) {  // few CTAs: each walks many tiles
+          const cuda::GemmFp8ThinPlan plan = gemm_fp8_thin_plan_for(shape, cluster, resident, sms);
+          if (plan.stages == 0) continue;
+          ASSERT_EQ(f.run(Fixture::planned(plan)) == reference, true)
+              << fmt::format("cluster {}, {} a SM, {} CTAs of {} stages", cluster, resident, plan.ctas, plan.stages);
+          plans++;
+        }
+      }
+    }
+    EXPECT_GT(plans, 3);
+  }
+}
+
 TEST(GpuGemmFp8, RandomShapesAndValues) {
   const uint64_t seed = fresh_seed();
   SCOPED_TRACE(seed);
@@ -254,14 +294,16 @@ TEST(GpuGemmFp8, RandomShapesAndValues) {
     return static_cast<int64_t>(std::exp(std::uniform_real_distribution<>(0, std::log(most))(rng)));
   };
   constexpr DType kTypes[] = {DType::kBF16, DType::kF16, DType::kF32};
-  for (int i = 0; i < 120; i++) {
-    Fixture(Problem{.m = log_uniform(600),
-                    .n = log_uniform(1200),
-                    .k = log_uniform(1500),
-                    .out = kTypes[i % 3],
-                    .values = static_cast<Values>(rng() % 3)})
-        .check(4000);
+  int64_t cases = 0;
+  for (int i = 0; cases < 1'000'000; i++) {  // every third of few rows, which have a kernel of their own
+    cases += Fixture(Problem{.m = log_uniform(i % 3 == 0 ? 8 : 600),
+                             .n = log_uniform(1200),
+                             .k = log_uniform(1500),
+                             .out = kTypes[i / 3 % 3],
+                             .values = static_cast<Values>(rng() % 3)})
+                 .check(8000);
   }
+  RecordProperty("cases", static_cast<int>(cases));
 }
 
 TEST(GpuGemmFp8, ModelShapes) {
@@ -283,11 +325,11 @@ TEST(GpuGemmFp8, ARowDoesNotDependOnM) {
     f.compare(all, 1000);
     const size_t row = static_cast<size_t>(n) * 2;
     for (int64_t r = 0; r < p.m; r++) {
-      const std::vector<uint8_t> one = f.run(nullptr, r, 1);
+      const std::vector<uint8_t> one = f.run(cuda::launch_gemm_fp8, r, 1);
       ASSERT_EQ(std::memcmp(one.data(), &all[static_cast<size_t>(r) * row], row), 0) << "row " << r << " alone";
     }
     for (int64_t m = 1; m < p.m; m++) {
-      const std::vector<uint8_t> some = f.run(nullptr, 0, m);
+      const std::vector<uint8_t> some = f.run(cuda::launch_gemm_fp8, 0, m);
       ASSERT_EQ(std::memcmp(some.data(), all.data(), some.size()), 0) << "first " << m << " rows";
     }
   }

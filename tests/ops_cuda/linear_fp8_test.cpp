@@ -24,6 +24,19 @@ TEST(GpuLinearFp8, OperatorsEqualTheCpus) {
   }
 }
 
+// Rows that the kernel of few rows takes.
+TEST(GpuLinearFp8, FewRowsEqualTheCpus) {
+  Random r;
+  const auto cpu = make_cpu_backend({}), gpu = make_cuda_backend({});
+  for (int i = 0; i < 60; i++) {
+    Fp8LayerProblem p = Fp8LayerProblem::draw(r, 4, 5000, 3000);
+    p.m = 1 + i % 3;
+    SCOPED_TRACE(r.note() + " " + p.text());
+    const Fp8LayerData d(r, p);
+    ASSERT_EQ(run_fp8_layer(*gpu, d, i % 2 == 0) == run_fp8_layer(*cpu, d, i % 2 == 0), true);
+  }
+}
+
 // So little workspace that rows are taken in turns.
 TEST(GpuLinearFp8, RowsInTurnsAreTheSameRows) {
   Random r;

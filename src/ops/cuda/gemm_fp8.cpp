@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/cuda/device.h"
+#include "ops/cuda/gemm_fp8_thin.h"
 
 namespace isobit::cuda {
 namespace {
@@ -109,7 +110,7 @@ void launch_gemm_fp8_planned(const GemmFp8Args& a, const GemmFp8Plan& plan, cons
 }
 
 void launch_gemm_fp8(const GemmFp8Args& args, const KernelContext& context) {
-  if (args.m == 0) return;
+  if (args.m == 0 || launch_gemm_fp8_thin(args, context)) return;
   launch_gemm_fp8_planned(args, gemm_fp8_plan({args.m, args.n, args.k}, context.sm_count), context);
 }
 

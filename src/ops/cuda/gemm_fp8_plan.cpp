@@ -137,6 +137,53 @@ GemmFp8Plan gemm_fp8_plan(const GemmFp8Shape& s, int sm_count) {
   return best;
 }
 
+GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& s, int cluster, int resident, int sm_count) {
+  GemmFp8ThinPlan p;
+  const int64_t blocks = ceil_div(s.k, kBlockBytes);
+  const int64_t rank_blocks = round_up(ceil_div(blocks, cluster), kGemmFp8ThinSlices);
+  if (s.m > kGemmFp8ThinRows || rank_blocks > 128 || (cluster - 1) * rank_blocks >= blocks) return p;
+  const int64_t rows = 64 / cluster;
+  // x's share and its scales, two sets of w's, in a cluster every p of this CTA's rows and all scales.
+  const int64_t fixed = rank_blocks * (kGemmFp8ThinRows * (kBlockBytes + 4) + 8) +
+                        (cluster > 1 ? blocks * s.m * (rows + 1) * 4 : 0) + 1024;
+  const int64_t stage_bytes = kGemmFp8ThinSlices * 64 * kBlockBytes;
+  const int64_t limit = resident == 1 ? kSharedWhole : (228 * 1024 / resident) - 1536;  // 1 KB of each is the system's
+  const int64_t stages = std::min<int64_t>((limit - fixed) / stage_bytes, kGemmFp8MaxStages);
+  if (stages < 2) return p;
+  p.cluster = cluster;
+  p.rank_blocks = static_cast<int>(rank_blocks);
+  p.tiles = static_cast<int>(ceil_div(s.n, 64));
+  // Alone, a CTA walks several tiles; a cluster has one.
+  p.ctas = cluster > 1 ? p.tiles * cluster : std::min(p.tiles, sm_count * resident);
+  p.stages = static_cast<int>(cluster > 1 || p.tiles <= p.ctas
+                                  ? std::min(stages, std::max<int64_t>(2, rank_blocks / kGemmFp8ThinSlices))
+                                  : stages);
+  p.shared_bytes = static_cast<int>(fixed + p.stages * stage_bytes);
+  return p;
+}
+
+GemmFp8ThinPlan gemm_fp8_thin_plan(const GemmFp8Shape& s, int sm_count) {
+  const int64_t tiles = ceil_div(s.n, 64);
+  // Measured: two thirds of the SMs draw w as fast as all do, so a cluster pays only where fewer would be busy.
+  int cluster = 1;
+  while (cluster < 4 && tiles * cluster < sm_count * 2 / 3) cluster *= 2;
+  for (; cluster <= 8; cluster *= 2) {  // where x's share and all p leave no room, more CTAs share them
+    const auto plan = [&](int resident) { return gemm_fp8_thin_plan_for(s, cluster, resident, sm_count); };
+    const auto serves = [&](const GemmFp8ThinPlan& p, int resident) {
+      const int least = cluster > 1 ? 4 : 5;
+      return p.stages >= std::min(least, std::max(2, p.rank_blocks / kGemmFp8ThinSlices)) &&
+             (cluster == 1 || p.ctas <= resident * sm_count);
+    };
+    // Three CTAs an SM where only so all tiles run at once; else two, so that the next kernel's can fetch beside this
+    // one's.
+    const GemmFp8ThinPlan third = plan(3), half = plan(2), whole = plan(1);
+    if (third.stages >= 3 && tiles * cluster > 2 * sm_count && tiles * cluster <= 3 * sm_count) return third;
+    if (serves(half, 2)) return half;
+    if (serves(whole, 1)) return whole;
+  }
+  return {};
+}
+
 GemmFp8Plan grouped_gemm_fp8_plan_for(const GemmFp8Shape& s, int64_t experts, int tile_index, int tile_m,
                                       int sm_count) {
   GemmFp8Plan p;

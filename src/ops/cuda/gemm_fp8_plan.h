@@ -69,6 +69,20 @@ int gemm_fp8_tile_m(const GemmFp8Shape& shape, int tile_index, int cluster_m);
 // The fastest by estimate.
 GemmFp8Plan gemm_fp8_plan(const GemmFp8Shape& shape, int sm_count);
 
+// Of at most kGemmFp8ThinRows rows (gemm_fp8_thin.cu): CTAs of 64 rows of w, whose K the CTAs of a cluster share.
+constexpr int kGemmFp8ThinRows = 8, kGemmFp8ThinSlices = 2;
+struct GemmFp8ThinPlan {
+  int cluster = 1;
+  int stages = 0;       // 0: the kernel does not take these sizes
+  int rank_blocks = 0;  // of K, a CTA of the cluster: whole stages
+  int tiles = 0, ctas = 0;
+  int shared_bytes = 0;
+};
+// `resident`: CTAs that an SM is to hold at once.
+GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& shape, int cluster, int resident, int sm_count);
+// stages 0 where gemm_fp8_plan serves better.
+GemmFp8ThinPlan gemm_fp8_thin_plan(const GemmFp8Shape& shape, int sm_count);
+
 // Grouped: `shape` is of all experts' rows together and of one expert's matrix; expected_m: rows that an expert is
 // likely to have. How many tiles there are is known on the device alone, so there is a CTA for each SM.
 constexpr int kGroupedFewTile = 5, kGroupedManyTile = 8;  // the tiles that have a grouped kernel

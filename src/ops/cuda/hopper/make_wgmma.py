@@ -7,7 +7,7 @@ Usage: make_wgmma.py > wgmma_shapes.inc                 m64nNk16, bf16 and f16
 import sys
 
 SHAPES = [8, 16, 24, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256]
-E4M3_SHAPES = [16, 32, 48, 56, 64, 128, 192]
+E4M3_SHAPES = [8, 16, 32, 48, 56, 64, 128, 192]
 
 
 def wrap(items, indent, width=118):
