@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "cli/cli.h"
+#include "models/registry.h"
 #include "server/api.h"
 
 namespace isobit::cli {
@@ -15,6 +16,7 @@ namespace {
 struct ServeFlags {
   ModelFlags model;
   std::string name;  // positional
+  std::string draft_model;
   std::string host = "127.0.0.1";
   uint16_t port = 8000;
   server::ApiOptions api;
@@ -44,7 +46,9 @@ class Loading {
   Loading(const ServeFlags& flags, server::Api& api, server::HttpServer& http)
       : thread_([this, &flags, &api, &http] {
           try {
-            session_ = open_session(flags.model, flags.engine);
+            EngineOptions engine = flags.engine;
+            if (!flags.draft_model.empty()) engine.draft_file = open_checkpoint(resolve_model(flags.draft_model));
+            session_ = open_session(flags.model, engine);
             engine_ = std::make_unique<EngineThread>(session_->engine());
             worker_ = std::make_unique<server::Worker>();
             http.post([this, &api, &http] {
@@ -125,6 +129,9 @@ void add_serve(CLI::App& app, Command& command) {
   sub->add_option("--draft-tokens", f->engine.draft_tokens,
                   "Speculation: tokens guessed from the text itself, a sequence and step; the answers are the same")
       ->capture_default_str();
+  sub->add_option("--draft-model", f->draft_model,
+                  "Speculation: a smaller model of the same vocabulary guesses where the text does not; with "
+                  "--draft-tokens");
   sub->add_option("--queue", f->api.queue, "Sequences that may wait; more are refused with 429")
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 20));

@@ -28,8 +28,10 @@ int32_t DraftLength::next() {
   return 0;
 }
 
-void DraftLength::report(int32_t drafted, int32_t accepted) {
-  if (accepted == 0) {
+void DraftLength::report(int32_t drafted, int32_t accepted, double price) {
+  gain_ = kMemory * gain_ + accepted - price * drafted;
+  if (accepted == 0 || gain_ < 0) {
+    gain_ = 0;
     pause_ = next_pause_;
     next_pause_ = std::min(2 * next_pause_, kLongestPause);
     length_ = kFirst;

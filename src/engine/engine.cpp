@@ -1,7 +1,6 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <bit>
 #include <limits>
 #include <utility>
 
@@ -21,12 +20,6 @@ int32_t pages_for(int64_t tokens, int32_t page_size) {
 // Drafts in a step, of all sequences together: not more than leave room for everybody's next token.
 int32_t draft_rows(const EngineOptions& o) {
   return std::min(o.draft_tokens * o.max_requests, o.tokens_per_step - o.max_requests);
-}
-
-// A bound of the keys that seldom changes while sequences grow: within a quarter of them.
-int32_t key_bucket(int32_t keys) {
-  const auto step = static_cast<int32_t>(std::max(256U, std::bit_floor(static_cast<uint32_t>(keys)) / 4));
-  return (keys + step - 1) / step * step;
 }
 
 std::string no_token_fits(int32_t position) {
@@ -59,35 +52,47 @@ std::string_view finish_reason_name(FinishReason reason) {
   return "?";
 }
 
-// The page table on the backend, and what is known to stand in it: a step sends what has changed.
-class Engine::PageTable {
- public:
-  PageTable(const Buffer& table, int32_t requests, int32_t stride)
-      : table_(table),
-        stride_(static_cast<size_t>(stride)),
-        sent_(static_cast<size_t>(requests) * stride_, 0),  // as allocated
-        first_(sent_.size()) {}
+// What sampling needs to know of a step's drafts (DraftTrees): each sampled sequence is one chain.
+struct Engine::DraftRows {
+  std::vector<int32_t> first_row, parent, token;
+  Buffer first_rows, parents, tokens, accepted, bonus, path;
 
-  void set(size_t row, std::span<const PageId> pages) {
-    for (size_t i = 0; i < pages.size(); i++) {
-      const size_t at = row * stride_ + i;
-      if (std::exchange(sent_[at], pages[i]) == pages[i]) continue;
-      first_ = std::min(first_, at);
-      last_ = std::max(last_, at + 1);
+  DraftRows(Backend& backend, size_t requests, size_t rows)
+      : first_rows(backend.allocate((requests + 1) * 4, "drafts")) {
+    for (Buffer* b : {&accepted, &bonus}) *b = backend.allocate(requests * 4, "drafts");
+    for (Buffer* b : {&parents, &tokens, &path}) *b = backend.allocate(rows * 4, "drafts");
+  }
+
+  void add_uploads(const std::vector<Part>& parts, int32_t requests, int32_t rows, std::vector<Upload>& uploads) {
+    first_row.assign(static_cast<size_t>(requests) + 1, 0);
+    parent.assign(static_cast<size_t>(rows), -1);
+    token.assign(static_cast<size_t>(rows), -1);
+    size_t count = 0;
+    int32_t row = 0;
+    for (const Part& p : parts) {
+      if (p.sample_row < 0) continue;
+      for (int32_t i = 0; i < p.drafts; i++) {
+        parent[static_cast<size_t>(row + 1 + i)] = row + i;
+        token[static_cast<size_t>(row + 1 + i)] = p.sequence->drafts[static_cast<size_t>(i)];
+      }
+      row += p.sampled();
+      first_row[++count] = row;
     }
+    std::fill(first_row.begin() + static_cast<long>(count), first_row.end(), row);
+    const auto all = [](const Buffer& to, const auto& v) { return Upload{to.data(), v.data(), v.size() * 4}; };
+    uploads.insert(uploads.end(), {all(first_rows, first_row), all(parents, parent), all(tokens, token)});
   }
-  // From the first change to the last, once.
-  Upload changes() {
-    const size_t from = std::exchange(first_, sent_.size()), to = std::exchange(last_, 0);
-    if (from >= to) return {table_.data(), sent_.data(), 0};
-    return {table_.data<PageId>() + from, sent_.data() + from, (to - from) * sizeof(PageId)};
+  DraftTrees trees(int32_t requests) const {
+    DraftTrees d;
+    d.requests = requests;
+    d.first_row = first_rows.data<int32_t>();
+    d.parents = parents.data<int32_t>();
+    d.tokens = tokens.data<int32_t>();
+    d.accepted = accepted.data<int32_t>();
+    d.bonus = bonus.data<int32_t>();
+    d.path = path.data<int32_t>();
+    return d;
   }
-
- private:
-  const Buffer& table_;
-  size_t stride_;
-  std::vector<PageId> sent_;
-  size_t first_, last_ = 0;  // what has changed since
 };
 
 // A step's sampling, on the host.
@@ -120,11 +125,13 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   require(o.priority_steps >= 0, "priority_steps is {}; it must be at least 0", o.priority_steps);
   require(o.draft_tokens >= 0 && o.draft_tokens <= kMostDrafts, "draft_tokens is {}; it must be in [0, {}]",
           o.draft_tokens, kMostDrafts);
+  require(o.draft_file == nullptr || o.draft_tokens > 0, "a draft model without draft_tokens drafts nothing; set both");
   require(o.page_size > 0 && o.page_size <= 1024, "page_size is {}; it must be in [1, 1024]", o.page_size);
   if (o.context == 0) o.context = static_cast<int32_t>(std::min<int64_t>(kDefaultContext, config_.context));
   const int32_t whole = pages_for(o.context, o.page_size);
   if (o.pages == 0) {
-    const size_t page_bytes = config_.kv_bytes_per_token() * static_cast<size_t>(o.page_size);
+    const size_t drafting = o.draft_file ? read_config(*o.draft_file).kv_bytes_per_token() : 0;
+    const size_t page_bytes = (config_.kv_bytes_per_token() + drafting) * static_cast<size_t>(o.page_size);
     const auto affordable = static_cast<int64_t>(backend_->info().memory_free / 4 / page_bytes);
     o.pages =
         static_cast<int32_t>(std::clamp<int64_t>(affordable, whole, static_cast<int64_t>(whole) * o.max_requests));
@@ -141,7 +148,9 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   decoder_ = std::make_unique<Decoder>(*backend_, *file_, config_, limits, o.progress);
   pages_ = std::make_unique<KvPages>(*backend_, config_, o.pages, o.page_size);
   o.ahead = o.ahead.value_or(backend_->runs_by_itself());
-  table_ = std::make_unique<PageTable>(decoder_->inputs().page_table, limits.requests, limits.table_stride);
+  if (o.draft_file) {
+    draft_model_ = std::make_unique<DraftModel>(*backend_, *o.draft_file, config_, limits, o.pages, o.page_size);
+  }
   scheduler_ = make_scheduler();
   slots_ = backend_->make_sampler(o.max_requests, config_.vocab);
   masks_ = std::make_unique<StepMasks>(limits.logit_rows, config_.vocab);
@@ -171,6 +180,10 @@ void Engine::make_buffers() {
   for (Buffer* b : {&sample_.top_ids, &sample_.top_logprobs})
     *b = backend_->allocate(rows * 4 * kMaxTopLogprobs, "sampling");
   for (Buffer* b : {&sample_.targets, &sample_.best, &sample_.scores}) *b = backend_->allocate(rows * 4, "scoring");
+  if (options_.draft_tokens > 0) {
+    drafts_ = std::make_unique<DraftRows>(*backend_, static_cast<size_t>(decoder_->limits().requests), rows);
+  }
+  arrays_ = std::make_unique<StepArrays>(*decoder_, sample_.slots, sample_.positions, options_.page_size);
 }
 
 void Engine::check(const Request& request) const {
@@ -302,88 +315,57 @@ void Engine::set_slots(const std::vector<Part>& parts) {
   }
 }
 
-// Drafts never reach past the answer's end or the context's.
+// Drafts never reach past the answer's end. The text's own repetitions cost nothing, so they go first.
 std::vector<int32_t> Engine::propose(Sequence& s, int32_t most) {
-  const SamplingParams& p = s.request.sampling;
-  if (p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0) return {};
-  most = std::min(most, options_.context - s.size() - 1);
-  if (s.request.max_tokens >= 0)
-    most = std::min(most, s.request.max_tokens - static_cast<int32_t>(s.result.tokens.size()) - 1);
-  most = std::min(most, options_.draft_tokens);
-  const int32_t length = most > 0 ? s.draft_length.next() : 0;
+  most = std::min({most, s.longest - s.size() - 1, options_.draft_tokens});
+  s.drafted_by_model = false;
+  if (most <= 0) return {};
+  if (const int32_t length = std::min(most, s.draft_length.next()); length > 0) {
+    auto drafts = lookup_draft(s.tokens, length);
+    if (s.mask) drafts = StepMasks::allowed(*s.mask, std::move(drafts));
+    if (!drafts.empty()) return drafts;
+  }
+  if (!draft_model_ || s.mask) return {};
+  const int32_t length = std::min(most, s.model_draft_length.next());
   if (length == 0) return {};
-  auto drafts = lookup_draft(s.tokens, std::min(most, length));
-  return s.mask ? StepMasks::allowed(*s.mask, std::move(drafts)) : drafts;
+  s.drafted_by_model = true;
+  return draft_model_->ask(s, length);
 }
 
 // What the step's operators read, padding up to its shape included.
-bool Engine::fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows) {
-  const StepInputs& in = decoder_->inputs();
-  const auto tokens = static_cast<size_t>(shape.tokens), requests = static_cast<size_t>(shape.requests),
-             rows = static_cast<size_t>(logit_rows);
-  HostInputs& h = host_;
-  h.token.assign(tokens, -1);
-  h.position.assign(tokens, 0);
-  h.place.assign(tokens, -1);
-  h.no_flags.assign(tokens, 0);
-  h.start.assign(requests + 1, 0);
-  h.kv.assign(requests, 0);
-  h.row.assign(rows, -1);
-  h.slot.assign(rows, -1);
-  h.at.assign(rows, 0);
+Engine::StepKinds Engine::fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows) {
+  arrays_->start(shape, logit_rows);
   step_rows_.clear();
-  size_t t = 0, b = 0;
-  bool drawn = false;
+  std::vector<int32_t> tokens;
   for (const Part& p : parts) {
     const Sequence& s = *p.sequence;
-    for (int32_t i = 0; i < p.rows(); i++, t++) {
-      const int32_t pos = p.start + i;
-      h.token[t] = i < p.count ? s.tokens[static_cast<size_t>(pos)] : s.drafts[static_cast<size_t>(i - p.count)];
-      if (h.token[t] == kUnknownToken) {
-        h.token[t] = -2 - s.unknown_row;
-        drawn = true;
-      }
-      h.position[t] = pos;
-      h.place[t] = static_cast<int64_t>(s.pages[static_cast<size_t>(pos / options_.page_size)]) * options_.page_size +
-                   pos % options_.page_size;
-      step_rows_.push_back({s.id, pos});
-    }
-    table_->set(b, s.pages);
-    h.kv[b] = p.start + p.rows();
-    h.start[++b] = static_cast<int32_t>(t);
+    const auto own = std::span(s.tokens).subspan(static_cast<size_t>(p.start), static_cast<size_t>(p.count));
+    tokens.assign(own.begin(), own.end());
+    if (tokens.back() == kUnknownToken) tokens.back() = -2 - s.unknown_row;
+    tokens.insert(tokens.end(), s.drafts.begin(), s.drafts.begin() + p.drafts);
+    for (int32_t i = 0; i < p.rows(); i++) step_rows_.push_back({s.id, p.start + i});
+    arrays_->add_request(s.pages, p.start, tokens);
     for (int32_t i = 0; i < p.sampled(); i++) {
-      const auto r = static_cast<size_t>(p.sample_row) + static_cast<size_t>(i);
-      h.row[r] = p.first_row + p.count - 1 + i;
-      h.slot[r] = s.slot;
-      h.at[r] = p.start + p.count + i;
+      arrays_->set_row(p.sample_row + i, p.first_row + p.count - 1 + i, s.slot, p.start + p.count + i);
     }
   }
-  std::fill(h.start.begin() + static_cast<long>(b), h.start.end(), static_cast<int32_t>(t));
-  const auto all = [](void* to, const auto& v) { return Upload{to, v.data(), v.size() * sizeof(v[0])}; };
-  std::vector<Upload> uploads = {all(in.tokens.data(), h.token),      all(in.positions.data(), h.position),
-                                 all(in.slots.data(), h.place),       all(in.query_start.data(), h.start),
-                                 all(in.kv_len.data(), h.kv),         table_->changes(),
-                                 all(in.logit_rows.data(), h.row),    all(sample_.slots.data(), h.slot),
-                                 all(sample_.positions.data(), h.at), all(decoder_->nonfinite(), h.no_flags)};
-  if (drawn) uploads[0].drawn = in.sampled.data<int32_t>();
-  const bool masked = masks_->fill(*backend_, parts, uploads);
+  std::vector<Upload> uploads = arrays_->uploads();
+  StepKinds kinds;
+  kinds.masked = masks_->fill(*backend_, parts, uploads);
+  kinds.drafts = std::ranges::any_of(parts, [](const Part& p) { return p.drafts > 0; });
+  if (kinds.drafts) drafts_->add_uploads(parts, shape.requests, logit_rows, uploads);
   backend_->upload_all(uploads);
-  return masked;
+  return kinds;
 }
 
 StepShape Engine::shape_of(const std::vector<Part>& parts) const {
-  StepShape shape;
-  int32_t longest = 1, largest = 1;
+  StepShape shape{.tokens = 0, .requests = static_cast<int32_t>(parts.size()), .max_query = 1, .max_kv = 1};
   for (const Part& p : parts) {
     shape.tokens += p.rows();
-    longest = std::max(longest, p.rows());
-    largest = std::max(largest, p.start + p.rows());
+    shape.max_query = std::max(shape.max_query, p.rows());
+    shape.max_kv = std::max(shape.max_kv, p.start + p.rows());
   }
-  shape.tokens = std::min(backend_->bucket(shape.tokens), decoder_->limits().tokens);
-  shape.requests = std::min(backend_->bucket(static_cast<int32_t>(parts.size())), decoder_->limits().requests);
-  shape.max_query = std::min(backend_->bucket(longest), shape.tokens);
-  shape.max_kv = std::min(key_bucket(largest), decoder_->limits().table_stride * options_.page_size);
-  return shape;
+  return padded(shape, *backend_, *decoder_, options_.page_size);
 }
 
 // What the next step is planned from, or read of this one's logits, only the host can tell.
@@ -397,15 +379,16 @@ bool Engine::must_land_at_once(const std::vector<Part>& parts) const {
 
 std::unique_ptr<Engine::Flight> Engine::launch(std::vector<Part> parts) {
   set_slots(parts);
+  if (draft_model_) draft_model_->run(*slots_);
   const StepShape shape = shape_of(parts);
   int32_t sampled = 0;
   for (const Part& p : parts) sampled += p.sampled();
   const int32_t rows = std::min(backend_->bucket(sampled), decoder_->limits().logit_rows);
-  const bool masked = fill_inputs(parts, shape, rows);
-  const StepKey key{shape.tokens, shape.requests, rows, shape.max_query, shape.max_kv, masked ? 1U : 0U};
+  const StepKinds kinds = fill_inputs(parts, shape, rows);
+  const StepKey key{shape.tokens, shape.requests, rows, shape.max_query, shape.max_kv, kinds.variant()};
   backend_->run_step(key, [&] {
     decoder_->forward(shape, *pages_);
-    if (rows > 0) sample_rows(rows, masked);
+    if (rows > 0) sample_rows(rows, shape.requests, kinds);
   });
   counted_.steps++;
   for (const Part& p : parts) scheduler_->launched(p);
@@ -415,7 +398,7 @@ std::unique_ptr<Engine::Flight> Engine::launch(std::vector<Part> parts) {
   return flight;
 }
 
-void Engine::sample_rows(int32_t rows, bool masked) {
+void Engine::sample_rows(int32_t rows, int32_t requests, StepKinds kinds) {
   decoder_->head(rows);
   SampleArgs a;
   a.logits = decoder_->logits();
@@ -428,7 +411,8 @@ void Engine::sample_rows(int32_t rows, bool masked) {
   a.top_ids = sample_.top_ids.data<int32_t>();
   a.top_logprobs = sample_.top_logprobs.data<float>();
   a.status = sample_.status.data<int32_t>();
-  if (masked) masks_->apply(a);
+  if (kinds.masked) masks_->apply(a);
+  if (kinds.drafts) a.drafts = drafts_->trees(requests);
   backend_->sample(*slots_, a);
 }
 
@@ -512,7 +496,15 @@ void Engine::accept(Part& part, const Sampled& from) {
     part.accepted++;
   }
   if (part.drafts == 0) return;
-  s.draft_length.report(part.drafts, part.accepted);
+  if (s.drafted_by_model) {
+    // The last draft's own key was not made.
+    s.drafted_to += std::min(part.accepted, part.drafts - 1);
+    const auto price =
+        static_cast<double>(draft_model_->weight_bytes()) / static_cast<double>(decoder_->weight_bytes());
+    s.model_draft_length.report(part.drafts, part.accepted, price);
+  } else {
+    s.draft_length.report(part.drafts, part.accepted);
+  }
   s.result.drafted += part.drafts;
   s.result.accepted += part.accepted;
   counted_.drafted_tokens += part.drafts;

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "engine/draft.h"
+#include "engine/draft_model.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
 #include "engine/step_masks.h"
@@ -24,8 +25,9 @@ struct EngineOptions {
   int32_t page_size = 16;
   int32_t pages = 0;  // of the KV cache; 0: enough for `max_requests` full contexts, at most 1/4 of free memory
   bool prefix_cache = true;
-  int32_t priority_steps = 100;              // steps of waiting that one level of Request::priority is worth
-  int32_t draft_tokens = 0;                  // speculation: drafts a sequence and step, found in its own text; 0: none
+  int32_t priority_steps = 100;  // steps of waiting that one level of Request::priority is worth
+  int32_t draft_tokens = 0;      // speculation: drafts a sequence and step, found in its own text; 0: none
+  std::shared_ptr<const Checkpoint> draft_file;  // a model of the same vocabulary that drafts where the text does not
   std::optional<bool> ahead;                 // start a step before the last one's results are seen; none: where it pays
   ComputeType compute = ComputeType::kAuto;  // bf16 or f16; auto: what the model is in
   Progress progress;                         // while weights load
@@ -86,9 +88,14 @@ class Engine {
   const std::vector<RowOrigin>& step_rows() const { return step_rows_; }
 
  private:
-  class PageTable;
   struct Sampled;
   struct Flight;
+  struct DraftRows;
+  // What else a step's sampling does.
+  struct StepKinds {
+    bool masked = false, drafts = false;
+    uint32_t variant() const { return (masked ? 1U : 0U) + (drafts ? 2U : 0U); }
+  };
 
   std::unique_ptr<Scheduler> make_scheduler() const;
   void make_buffers();
@@ -97,11 +104,10 @@ class Engine {
   void set_slots(const std::vector<Part>& parts);
   std::vector<int32_t> propose(Sequence& s, int32_t most);
   StepShape shape_of(const std::vector<Part>& parts) const;
-  // Whether rows are masked.
-  bool fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
+  StepKinds fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
   bool must_land_at_once(const std::vector<Part>& parts) const;
   std::unique_ptr<Flight> launch(std::vector<Part> parts);
-  void sample_rows(int32_t rows, bool masked);
+  void sample_rows(int32_t rows, int32_t requests, StepKinds kinds);
   void fetch(Flight& flight);
   void land(Flight& flight);
   TokenOutput output(const Sequence& s, const Sampled& from, size_t row, int32_t position) const;
@@ -121,7 +127,9 @@ class Engine {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<KvPages> pages_;
-  std::unique_ptr<PageTable> table_;
+  std::unique_ptr<DraftModel> draft_model_;
+  std::unique_ptr<StepArrays> arrays_;
+  std::unique_ptr<DraftRows> drafts_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<SamplerSlots> slots_;
   std::unique_ptr<StepMasks> masks_;
@@ -141,11 +149,6 @@ class Engine {
   struct SampleBuffers {
     Buffer slots, positions, logprobs, top_ids, top_logprobs, status, targets, best, scores;
   } sample_;
-  // A step's inputs, kept for their memory.
-  struct HostInputs {
-    std::vector<int32_t> token, position, start, kv, row, slot, at, no_flags;
-    std::vector<int64_t> place;
-  } host_;
 };
 
 }  // namespace isobit

@@ -135,7 +135,7 @@ void Scheduler::release_pages(Sequence& s) {
 // Gives up a sequence's pages; it will be computed again, to the same bits.
 void Scheduler::preempt(Sequence& s) {
   release_pages(s);
-  s.computed = s.settled = 0;
+  s.computed = s.settled = s.drafted_to = 0;
   s.result.preemptions++;
   stats_.preemptions++;
 }

@@ -34,7 +34,9 @@ struct Sequence {
   std::unique_ptr<TokenMask> mask;  // of the request's grammar, after the answer's tokens
   Digest logits;                    // of the answer's rows so far
   std::vector<int32_t> drafts;      // guesses at the tokens to come, for this step
-  DraftLength draft_length;
+  DraftLength draft_length, model_draft_length;
+  bool drafted_by_model = false;  // this step's
+  int32_t drafted_to = 0;         // tokens whose keys and values the draft model has
 
   int32_t size() const { return static_cast<int32_t>(tokens.size()); }
   int32_t pending() const { return size() - computed; }

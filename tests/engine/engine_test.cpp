@@ -259,6 +259,51 @@ TEST_F(EngineTest, PrefixIsFoundWholePagesOnly) {
   EXPECT_EQ(r.prompt_logprobs.size(), 49);
 }
 
+// A model drafts for itself: with the target's noise it draws what the target draws, and nearly all is accepted, over
+// prefixes found in the cache too. Penalties count the drafts on the way; the drafting model does not know of them.
+TEST_F(EngineTest, ADraftModelMovesNoBits) {
+  const TinyFile other({.seed = 2, .layers = 1});
+  for (const bool penalties : {false, true}) {
+    Request r = request(50, 80);
+    r.sampling.temperature = 1;
+    r.sampling.seed = 5;
+    if (penalties) {
+      r.sampling.repetition_penalty = 1.2f;
+      r.sampling.frequency_penalty = 0.5f;
+    }
+    const std::vector<Trail> want = play(*engine(), {r});
+    for (const bool same : {true, false}) {
+      EngineOptions o;
+      o.draft_tokens = 4;
+      o.draft_file = same ? file_->file() : other.file();
+      const auto e = engine(o);
+      for (const int copies : {1, 3}) {
+        const std::vector<Trail> got = play(*e, std::vector<Request>(static_cast<size_t>(copies), r));
+        for (const Trail& t : got) expect_same(want[0], t, fmt::format("penalties {}, same {}", penalties, same));
+      }
+      const EngineStats s = e->stats();
+      EXPECT_GT(s.drafted_tokens, 0);
+      if (same && !penalties) {
+        EXPECT_GE(s.accepted_tokens * 10, s.drafted_tokens * 8) << s.accepted_tokens << " of " << s.drafted_tokens;
+        EXPECT_LT(s.steps, 130) << "two runs of 80 tokens";
+      } else if (!same) {
+        EXPECT_LT(s.drafted_tokens, 4 * 80) << "what is never right is tried ever more seldom";
+      }
+    }
+  }
+}
+
+TEST_F(EngineTest, RefusesADraftModelOfAnotherVocabulary) {
+  const TinyFile other({.vocab = 290});
+  EngineOptions o;
+  o.draft_tokens = 4;
+  o.draft_file = other.file();
+  expect_error(ErrorCode::kInvalidArgument, {"vocabulary of 290", "300"}, [&] { engine(o); });
+  o.draft_file = file_->file();
+  o.draft_tokens = 0;
+  expect_error(ErrorCode::kInvalidArgument, {"draft_tokens"}, [&] { engine(o); });
+}
+
 // The youngest gives its pages up, in vain: the one that took them cannot go on either. The step that follows holds
 // nobody without pages.
 TEST_F(EngineTest, PreemptedInVain) {
