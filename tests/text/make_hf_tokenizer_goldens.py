@@ -8,6 +8,7 @@ The vocabularies are trained here; normalizers, pre-tokenizers, post-processors,
 tokens are those of the published files of Llama 2, Llama 3, Mistral (Metaspace), Gemma, Phi-3, Qwen2 and SmolLM. It makes its
 own venv.
 """
+import collections
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from golden_venv import run_in_venv  # noqa: E402
 from make_tokenizer_goldens import DATA, LLAMA3, MARKUP, QWEN2, CODE, SENTENCES, SPACES
 
+ALPHABET = 256
 PACKAGES = ["tokenizers==0.23.3"]
 SPM_MARKUP = ["<s>hi</s> there", "a <|user|> \n b<|end|>\n\n<|assistant|>", "<start_of_turn>user\nHello<end_of_turn>\n", "▁▁ x ▁y",
               " <|end|> ", "<bos> a", "x<|end|>y  <|end|>  z", "", " ", "  two  spaces ", "<0x0A>", "é<unk>日本"]
@@ -32,20 +34,26 @@ def template(token, id):
             "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}}}
 
 
-def train(texts, pre, size, alphabet=()):
+def frequent_characters(texts):
+    """The alphabet, settled here: of characters that are equally rare the trainer would keep others in every run."""
+    counts = collections.Counter("".join(texts).replace(" ", "▁"))
+    return sorted(counts, key=lambda c: (-counts[c], c))[:ALPHABET]
+
+
+def train(texts, pre, size, alphabet):
     """tokens and merges of a vocabulary whose words `pre` cuts."""
     from tokenizers import Tokenizer, models, trainers
     hf = Tokenizer(models.BPE())
     hf.pre_tokenizer = pre
     hf.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size, show_progress=False, limit_alphabet=256, initial_alphabet=list(alphabet)))
+        vocab_size=size, show_progress=False, limit_alphabet=ALPHABET, initial_alphabet=list(alphabet)))
     model = json.loads(hf.to_str())["model"]
     return [t for t, _ in sorted(model["vocab"].items(), key=lambda item: item[1])], model["merges"]
 
 
 def characters_model(texts, specials, more=()):
     from tokenizers import pre_tokenizers
-    tokens, merges = train(texts, pre_tokenizers.Metaspace(), 900)
+    tokens, merges = train(texts, pre_tokenizers.Metaspace(), 900, frequent_characters(texts))
     first = specials + [f"<0x{b:02X}>" for b in range(256)] + list(more)
     order = first + [t for t in tokens if t not in first]
     vocab = {t: i for i, t in enumerate(order)}
