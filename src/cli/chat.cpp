@@ -47,7 +47,7 @@ class Conversation {
   void say(const std::string& text, Interrupt& interrupt) {
     messages_.push_back({"user", text});
     try {
-      GenerateOptions o = flags_.sampling.options();
+      GenerateOptions o = flags_.sampling.options(session_.sampling_defaults());
       interrupt.clear();
       o.cancel = &interrupt.flag();
       o.on_text = [](std::string_view t) { std::cout << t << std::flush; };
@@ -81,7 +81,7 @@ int chat(ChatFlags& f) {
   EngineOptions engine;
   engine.max_requests = 1;
   const auto session = open_session(f.model, engine);
-  f.sampling.params.check(session->engine().config().vocab);
+  f.sampling.options(session->sampling_defaults()).sampling.check(session->engine().config().vocab);
   Conversation conversation(*session, f);
   const bool terminal = stdin_is_terminal();
   if (terminal)

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "engine/session.h"
+#include "models/sampling_defaults.h"
 
 namespace isobit::cli {
 
@@ -54,14 +55,16 @@ struct ModelFlags {
 };
 
 struct SamplingFlags {
-  SamplingParams params;
+  SamplingDefaults given;
+  float presence_penalty = 0, frequency_penalty = 0;
   std::string seed;  // "" draws one
   int32_t max_tokens = -1;
   std::vector<std::string> stop, logit_bias;
   bool ignore_eos = false;
   void add(CLI::App& app);
-  // Settled settings: draws the seed where none was given. Throws Error for a malformed value.
-  GenerateOptions options() const;
+  // Settled settings: what was not given is the model's, or isobit's where the model states nothing; draws the seed
+  // where none was given. Throws Error for a malformed value.
+  GenerateOptions options(const SamplingDefaults& model = {}) const;
 };
 
 // A session with progress on stderr while it loads, if that takes over a second.

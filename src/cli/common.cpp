@@ -24,6 +24,10 @@ void on_interrupt(int) {
   if (interrupted.exchange(true)) _exit(kInterrupted);
 }
 
+// Of a model that states nothing.
+constexpr SamplingDefaults kOwnSampling{
+    .temperature = 0.8f, .top_p = 0.95f, .min_p = 0.05f, .repetition_penalty = 1.0f, .top_k = 40};
+
 uint64_t draw_seed() {
   std::random_device device;
   return (static_cast<uint64_t>(device()) << 32) | device();
@@ -91,16 +95,19 @@ void ModelFlags::add(CLI::App& app) {
 }
 
 void SamplingFlags::add(CLI::App& app) {
-  params = {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f};
-  app.add_option("--temp,--temperature", params.temperature, "Temperature; 0: always the likeliest token")
-      ->capture_default_str();
-  app.add_option("--top-k", params.top_k, "Keep the k likeliest tokens; 0: off")->capture_default_str();
-  app.add_option("--top-p", params.top_p, "Keep the likeliest tokens up to this mass; 1: off")->capture_default_str();
-  app.add_option("--min-p", params.min_p, "Drop tokens below this share of the likeliest; 0: off")
-      ->capture_default_str();
-  app.add_option("--repeat-penalty,--repetition-penalty", params.repetition_penalty, "1: off")->capture_default_str();
-  app.add_option("--presence-penalty", params.presence_penalty, "In [-2, 2]")->capture_default_str();
-  app.add_option("--frequency-penalty", params.frequency_penalty, "In [-2, 2]")->capture_default_str();
+  const auto stated = [](auto value) { return fmt::format("{}, or as the model states", value.value()); };
+  app.add_option("--temp,--temperature", given.temperature, "Temperature; 0: always the likeliest token")
+      ->default_str(stated(kOwnSampling.temperature));
+  app.add_option("--top-k", given.top_k, "Keep the k likeliest tokens; 0: off")
+      ->default_str(stated(kOwnSampling.top_k));
+  app.add_option("--top-p", given.top_p, "Keep the likeliest tokens up to this mass; 1: off")
+      ->default_str(stated(kOwnSampling.top_p));
+  app.add_option("--min-p", given.min_p, "Drop tokens below this share of the likeliest; 0: off")
+      ->default_str(stated(kOwnSampling.min_p));
+  app.add_option("--repeat-penalty,--repetition-penalty", given.repetition_penalty, "1: off")
+      ->default_str(stated(kOwnSampling.repetition_penalty));
+  app.add_option("--presence-penalty", presence_penalty, "In [-2, 2]")->capture_default_str();
+  app.add_option("--frequency-penalty", frequency_penalty, "In [-2, 2]")->capture_default_str();
   app.add_option("--logit-bias", logit_bias, "TOKEN=BIAS, may be repeated")->allow_extra_args(false);
   app.add_option("-s,--seed", seed, "Seed of the noise; without one a seed is drawn and reported");
   app.add_option("-n,--max-tokens", max_tokens, "Longest answer; -1: until the model stops or the context is full")
@@ -109,9 +116,11 @@ void SamplingFlags::add(CLI::App& app) {
   app.add_flag("--ignore-eos", ignore_eos, "Go on past the end-of-sequence token");
 }
 
-GenerateOptions SamplingFlags::options() const {
+GenerateOptions SamplingFlags::options(const SamplingDefaults& model) const {
   GenerateOptions o;
-  o.sampling = params;
+  o.sampling = given.over((model.empty() ? kOwnSampling : model).over({}));
+  o.sampling.presence_penalty = presence_penalty;
+  o.sampling.frequency_penalty = frequency_penalty;
   o.sampling.seed = seed.empty() ? draw_seed() : parse_seed(seed);
   for (const std::string& b : logit_bias) o.sampling.logit_bias.push_back(parse_bias(b));
   o.max_tokens = max_tokens;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <iostream>
 #include <memory>
 
@@ -17,8 +18,8 @@ int replay_receipt(ReplayFlags& f) {
   EngineOptions engine;
   engine.max_requests = 1;
   engine.prefix_cache = false;
-  const auto needed = static_cast<int32_t>(receipt.prompt.size() + receipt.tokens.size());
-  if (f.model.context == 0) f.model.context = needed;
+  const auto needed = static_cast<int64_t>(receipt.prompt.size() + receipt.tokens.size());
+  if (f.model.context == 0) f.model.context = static_cast<int32_t>(std::max(needed, receipt.least_context));
   if (f.model.dtype == "auto") f.model.dtype = receipt.compute;
   const auto session = open_session(f.model, engine);
   const auto grammar = receipt.constraint ? session->grammar(*receipt.constraint) : nullptr;

@@ -55,12 +55,13 @@ void write_receipt(const std::string& path, const Session& session, const std::v
 
 int run_prompt(RunFlags& f) {
   const std::string prompt = settle_prompt(f);
-  GenerateOptions o = f.sampling.options();
+  (void)f.sampling.options();  // refuse malformed values before the model loads
   const auto constraint = f.structured.constraint();
   Interrupt interrupt;
   EngineOptions engine;
   engine.max_requests = 1;
   const auto session = open_session(f.model, engine);
+  GenerateOptions o = f.sampling.options(session->sampling_defaults());
   std::vector<int32_t> tokens;
   if (f.raw) {
     tokens = session->text_prompt(prompt);

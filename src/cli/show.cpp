@@ -8,7 +8,9 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/cli.h"
+#include "models/load_check.h"
 #include "models/registry.h"
+#include "models/sampling_defaults.h"
 #include "models/tokenizer_spec.h"
 
 namespace isobit::cli {
@@ -16,9 +18,16 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Everything that would stop it, not the first thing alone.
-std::vector<std::string> obstacles(const Checkpoint& file, std::optional<ModelConfig>& config) {
-  std::vector<std::string> found;
+// What of a file could be read, and everything that stops it from running, not the first thing alone.
+struct Findings {
+  std::optional<ModelConfig> config;
+  SamplingDefaults sampling;
+  std::vector<std::string> obstacles;
+};
+
+Findings examine(const Checkpoint& file) {
+  Findings f;
+  std::vector<std::string>& found = f.obstacles;
   const auto attempt = [&](const auto& step) {
     try {
       step();
@@ -26,8 +35,10 @@ std::vector<std::string> obstacles(const Checkpoint& file, std::optional<ModelCo
       found.emplace_back(e.what());
     }
   };
-  attempt([&] { config = read_config(file); });
+  attempt([&] { f.config = read_config(file); });
+  if (f.config) attempt([&] { check_loads(file, *f.config); });
   attempt([&] { Tokenizer::create(read_tokenizer_spec(file)); });
+  attempt([&] { f.sampling = read_sampling_defaults(file); });
   attempt([&] {
     if (const auto source = read_chat_template(file)) ChatTemplate{*source};
   });
@@ -38,7 +49,7 @@ std::vector<std::string> obstacles(const Checkpoint& file, std::optional<ModelCo
   for (const auto& [type, count] : types) {
     found.push_back(fmt::format("{} tensors are of type {}; isobit runs {}", count, type, supported_type_names()));
   }
-  return found;
+  return f;
 }
 
 // Bytes in the file by the part of the model they belong to.
@@ -132,21 +143,21 @@ Counted count(const Checkpoint& file) {
   return all;
 }
 
-void show_json(const Checkpoint& file, const std::optional<ModelConfig>& c, const std::vector<std::string>& why_not,
-               bool tensors) {
+void show_json(const Checkpoint& file, const Findings& f, bool tensors) {
   const Counted all = count(file);
   Json j = {{"path", file.path()},
             {"format", file.format()},
             {"bytes", file.file_bytes()},
             {"digest", file.digest()},
             {"parameters", all.parameters},
-            {"runs", why_not.empty()},
-            {"obstacle", why_not.empty() ? "" : why_not.front()},
-            {"obstacles", why_not}};
+            {"runs", f.obstacles.empty()},
+            {"obstacle", f.obstacles.empty() ? "" : f.obstacles.front()},
+            {"obstacles", f.obstacles},
+            {"sampling", f.sampling.describe()}};
   for (const auto& [type, entry] : all.types) j["types"][type] = {{"tensors", entry.first}, {"bytes", entry.second}};
   for (const MetadataEntry& e : file.metadata().entries()) j["metadata"][std::string(e.key)] = e.value.display();
   if (const auto text = file.document("config.json")) j["config"] = Json::parse(*text, nullptr, false);
-  if (c) j["model"] = model_json(file, *c);
+  if (f.config) j["model"] = model_json(file, *f.config);
   for (const Tensor& t : file.tensors()) {
     if (!tensors) break;
     j["tensors"].push_back({{"name", t.name}, {"type", t.type_name()}, {"shape", t.shape}, {"bytes", t.bytes}});
@@ -167,13 +178,13 @@ void show_model(const Checkpoint& file, const ModelConfig& c) {
   }
 }
 
-void show_text(const Checkpoint& file, const std::optional<ModelConfig>& c, const std::vector<std::string>& why_not,
-               bool tensors) {
+void show_text(const Checkpoint& file, const Findings& f, bool tensors) {
   const Counted all = count(file);
   std::cout << fmt::format("{}\n  {}, {}, {:.1f} M parameters, digest {}\n", file.path(), file.format(),
                            human_bytes(file.file_bytes()), static_cast<double>(all.parameters) / 1e6, file.digest());
-  for (const std::string& why : why_not) std::cout << "  cannot be run: " << why << "\n";
-  if (c) show_model(file, *c);
+  for (const std::string& why : f.obstacles) std::cout << "  cannot be run: " << why << "\n";
+  if (f.config) show_model(file, *f.config);
+  if (!f.sampling.empty()) std::cout << "  sampled with " << f.sampling.describe() << "\n";
   for (const auto& [type, entry] : all.types)
     std::cout << fmt::format("  {:<8} {:>5} tensors {:>12}\n", type, entry.first, human_bytes(entry.second));
   std::cout << "metadata\n";
@@ -195,9 +206,7 @@ void show_text(const Checkpoint& file, const std::optional<ModelConfig>& c, cons
 
 int show(const std::string& name, bool json, bool tensors) {
   const auto file = open_checkpoint(resolve_model(name));
-  std::optional<ModelConfig> config;
-  const std::vector<std::string> why_not = obstacles(*file, config);
-  (json ? show_json : show_text)(*file, config, why_not, tensors);
+  (json ? show_json : show_text)(*file, examine(*file), tensors);
   return kOk;
 }
 

@@ -49,7 +49,17 @@ constexpr const char* kShared =
     "thirty. On the "
     "third day nobody sang. ";
 
-std::vector<VerifyPrompt> make_prompts(const Session& session, bool quick) {
+// Of the windows that a prompt of verify's can reach beyond; 0: there is none.
+int32_t longest_window(Session& session) {
+  constexpr int32_t kReach = 1024;
+  int32_t longest = 0;
+  for (const LayerConfig& l : session.engine().config().layers) {
+    if (l.window <= kReach && l.window < session.options().context / 2) longest = std::max(longest, l.window);
+  }
+  return longest;
+}
+
+std::vector<VerifyPrompt> make_prompts(Session& session, bool quick) {
   std::vector<VerifyPrompt> prompts;
   const auto add = [&](std::string name, const std::string& text) {
     prompts.push_back({std::move(name), session.chat_prompt({{"user", text}}), {}});
@@ -60,6 +70,11 @@ std::vector<VerifyPrompt> make_prompts(const Session& session, bool quick) {
   add("shared prefix 1", std::string(kShared) + "What happened on the second day?");
   add("shared prefix 2", std::string(kShared) + "Who wrote down the depth?");
   if (!quick) add("long", std::string(kShared) + kShared + kShared + "Count the days.");
+  if (const int32_t window = longest_window(session); window > 0) {
+    std::string text = kShared;
+    while (static_cast<int32_t>(session.text_prompt(text).size()) <= window) text += kShared;
+    add("beyond the window", text + "Count the days.");
+  }
   return prompts;
 }
 
@@ -93,7 +108,7 @@ std::vector<VerifyPrompt> read_prompts(const Session& session, const std::string
   return prompts;
 }
 
-std::vector<VerifyPrompt> choose_prompts(const Session& session, const VerifyFlags& f) {
+std::vector<VerifyPrompt> choose_prompts(Session& session, const VerifyFlags& f) {
   std::vector<VerifyPrompt> prompts =
       f.prompts.empty() ? make_prompts(session, f.quick) : read_prompts(session, f.prompts);
   if (f.first > 0 && static_cast<size_t>(f.first) < prompts.size()) prompts.resize(static_cast<size_t>(f.first));

@@ -42,6 +42,8 @@ SamplingParams read_sampling(const ReceiptJson& j) {
   return p;
 }
 
+int64_t least_context(const Engine& engine) { return engine.config().least_context(engine.options().context); }
+
 std::string hex(uint64_t digest) { return fmt::format("{:016x}", digest); }
 
 }  // namespace
@@ -49,7 +51,8 @@ std::string hex(uint64_t digest) { return fmt::format("{:016x}", digest); }
 std::string compute_name(const Engine& engine) { return engine.config().type == DType::kF16 ? "f16" : "bf16"; }
 
 std::string fingerprint(const Engine& engine) {
-  return fmt::format("{}/{}/{}", numerics::kContractVersion, engine.file().digest(), compute_name(engine));
+  return fmt::format("{}/{}/{}{}", numerics::kContractVersion, engine.file().digest(), compute_name(engine),
+                     least_context(engine) > 0 ? "/long" : "");
 }
 
 Receipt make_receipt(const Engine& engine, const Request& request, const std::vector<TokenOutput>& tokens) {
@@ -58,6 +61,7 @@ Receipt make_receipt(const Engine& engine, const Request& request, const std::ve
   r.model = engine.config().name;
   r.model_digest = engine.file().digest();
   r.compute = compute_name(engine);
+  r.least_context = least_context(engine);
   r.prompt = request.prompt;
   r.sampling = request.sampling;
   if (request.grammar) r.constraint = request.grammar->constraint();
@@ -80,6 +84,7 @@ std::string receipt_json(const Receipt& r) {
                    {"tokens", r.tokens},
                    {"logits", r.logits}};
   if (r.constraint) j["constraint"] = {{"kind", constraint_name(r.constraint->kind)}, {"text", r.constraint->text}};
+  if (r.least_context > 0) j["least_context"] = r.least_context;
   return j.dump(-1, ' ', false, ReceiptJson::error_handler_t::replace);
 }
 
@@ -93,6 +98,7 @@ Receipt read_receipt(const std::string& json) {
     j.at("model").get_to(r.model);
     j.at("model_digest").get_to(r.model_digest);
     j.at("compute").get_to(r.compute);
+    r.least_context = j.value("least_context", int64_t{0});
     j.at("device").get_to(r.device);
     j.at("prompt").get_to(r.prompt);
     j.at("tokens").get_to(r.tokens);
@@ -122,6 +128,10 @@ std::optional<ReceiptDifference> replay(Engine& engine, const Receipt& receipt,
   require(receipt.compute == compute_name(engine),
           "the receipt was computed in {}, this engine computes in {}: use --dtype {}", receipt.compute,
           compute_name(engine), receipt.compute);
+  require(receipt.least_context == least_context(engine),
+          "the receipt was made with LongRoPE's {} frequencies, a context of {} takes the others: use --context {}",
+          receipt.least_context > 0 ? "long" : "short", engine.options().context,
+          receipt.least_context > 0 ? receipt.least_context : least_context(engine) - 1);
   Request request;
   request.prompt = receipt.prompt;
   request.sampling = receipt.sampling;

@@ -38,6 +38,7 @@ Session::Session(const std::string& model_path, const DeviceOptions& device, con
   const auto source = read_chat_template(*file);
   template_ =
       source ? std::make_unique<ChatTemplate>(*source) : std::make_unique<ChatTemplate>(default_template(*tokenizer_));
+  sampling_defaults_ = read_sampling_defaults(*file);
   file->release_header_pages();  // what is needed of the vocabulary, the tokenizer has
   engine_ = std::make_unique<Engine>(make_backend(device), std::move(file), options);
   for (int32_t id = 0; id < tokenizer_->vocab_size(); id++) {

@@ -10,6 +10,7 @@
 
 #include "engine/device.h"
 #include "engine/engine.h"
+#include "models/sampling_defaults.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -59,6 +60,8 @@ class Session {
   // Any thread; see GrammarCompiler.
   std::shared_ptr<const Grammar> grammar(const Constraint& constraint) const { return grammars_->compile(constraint); }
 
+  // As the model's publisher states them.
+  const SamplingDefaults& sampling_defaults() const { return sampling_defaults_; }
   // The tokens that end an answer.
   const std::vector<int32_t>& stop_tokens() const { return stop_tokens_; }
   const std::string& device() const { return device_; }
@@ -68,6 +71,7 @@ class Session {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<ChatTemplate> template_;
   std::unique_ptr<GrammarCompiler> grammars_;
+  SamplingDefaults sampling_defaults_;
   std::vector<int32_t> stop_tokens_;
   std::string device_;
   double load_s_ = 0;

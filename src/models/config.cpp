@@ -76,6 +76,14 @@ size_t ModelConfig::kv_bytes_per_token() const {
   return dtype_bytes(type, elements);
 }
 
+int64_t ModelConfig::least_context(int64_t engines) const {
+  int64_t least = 0;
+  for (const RopeConfig& r : ropes) {
+    if (r.is_long(engines)) least = std::max(least, r.original_context + 1);
+  }
+  return least;
+}
+
 std::string supported_architectures() {
   std::set<std::string_view> all;
   for (const Family* f : families()) all.insert({f->gguf, f->model_type});

@@ -29,6 +29,7 @@ struct RopeConfig {
   std::vector<double> long_frequencies;
   int64_t original_context = 0;
 
+  bool is_long(int64_t context) const { return !long_frequencies.empty() && context > original_context; }
   bool operator==(const RopeConfig&) const = default;
 };
 
@@ -68,6 +69,9 @@ struct ModelConfig {
 
   int64_t layer_count() const { return static_cast<int64_t>(layers.size()); }
   size_t kv_bytes_per_token() const;
+  // The shortest context whose engine has the bits of one with the context `engines`: 0 unless LongRoPE's long
+  // frequencies are in use (N25).
+  int64_t least_context(int64_t engines) const;
 };
 
 // Reads a file's metadata (GGUF) or config.json. Throws Error kUnsupported for an architecture that no family describes

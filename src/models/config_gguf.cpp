@@ -35,21 +35,23 @@ class GgufConfig {
     const std::vector<int64_t> q_heads = per_layer("attention.head_count", 1024),
                                kv_heads = per_layer("attention.head_count_kv", 1024, &q_heads),
                                ffn = per_layer("feed_forward_length", 1 << 22);
+    read_windows();
+    std::vector<int64_t> divided;
+    for (const int64_t heads : q_heads) divided.push_back(std::max<int64_t>(1, c.hidden / heads));
+    const std::vector<int64_t> keys = head_sizes("attention.key_length", divided),
+                               values = head_sizes("attention.value_length", keys);
     for (size_t i = 0; i < c.layers.size(); i++) {
       LayerConfig& l = c.layers[i];
       l.q_heads = static_cast<int32_t>(q_heads[i]);
       l.kv_heads = static_cast<int32_t>(kv_heads[i]);
       l.ffn = ffn[i];
-      l.head_dim = static_cast<int32_t>(meta_.find_u32(key("attention.key_length"))
-                                            .value_or(static_cast<uint32_t>(c.hidden / std::max(1, l.q_heads))));
+      l.head_dim = static_cast<int32_t>(keys[i]);
       l.attention_scale = meta_.find_f32(key("attention.scale")).value_or(default_attention_scale(family_, c, l));
+      if (values[i] != keys[i]) {
+        throw fail(ErrorCode::kUnsupported, "{}: layer {}: values of {} beside keys of {} a head are not supported",
+                   file_.path(), i, values[i], keys[i]);
+      }
     }
-    const auto value_length = meta_.find_u32(key("attention.value_length"));
-    if (value_length && static_cast<int32_t>(*value_length) != c.layers.front().head_dim) {
-      throw fail(ErrorCode::kUnsupported, "{}: values of {} beside keys of {} a head are not supported", file_.path(),
-                 *value_length, c.layers.front().head_dim);
-    }
-    read_windows();
     read_ropes();
     look_at_tensors();
     return c;
@@ -85,6 +87,16 @@ class GgufConfig {
     return values;
   }
 
+  // Elements of a head: a number, or one a layer; layers with a window may have another.
+  std::vector<int64_t> head_sizes(const std::string& name, const std::vector<int64_t>& otherwise) const {
+    std::vector<int64_t> sizes = per_layer(name, 1024, &otherwise);
+    if (!meta_.has(key(name + "_swa"))) return sizes;
+    for (size_t i = 0; i < sizes.size(); i++) {
+      if (config_.layers[i].window > 0) sizes[i] = positive(name + "_swa", 1024);
+    }
+    return sizes;
+  }
+
   void read_soft_caps() {
     config_.attention_soft_cap = meta_.find_f32(key("attn_logit_softcapping")).value_or(config_.attention_soft_cap);
     config_.logit_soft_cap = meta_.find_f32(key("final_logit_softcapping")).value_or(config_.logit_soft_cap);
@@ -117,15 +129,17 @@ class GgufConfig {
 
   void read_ropes() {
     ModelConfig& c = config_;
+    std::vector<int64_t> heads;
+    for (const LayerConfig& l : c.layers) heads.push_back(l.head_dim);
+    const std::vector<int64_t> dims = head_sizes("rope.dimension_count", heads);
     for (int64_t i = 0; i < c.layer_count(); i++) {
       LayerConfig& l = c.layers[static_cast<size_t>(i)];
       if (family_.no_rope_every > 0 && (i + 1) % family_.no_rope_every == 0) {
         l.rope = -1;
         continue;
       }
-      const auto dim =
-          static_cast<int64_t>(meta_.find_u32(key("rope.dimension_count")).value_or(static_cast<uint32_t>(l.head_dim)));
-      if (dim <= 0 || dim % 2 != 0 || dim > l.head_dim) {
+      const int64_t dim = dims[static_cast<size_t>(i)];
+      if (dim % 2 != 0 || dim > l.head_dim) {
         throw fail(ErrorCode::kBadFile, "{}: {} is {}; it must be even and at most the head size {}", file_.path(),
                    key("rope.dimension_count"), dim, l.head_dim);
       }

@@ -199,8 +199,7 @@ Buffer Decoder::buffer(size_t bytes, std::string_view what) {
 // A context longer than LongRoPE's original takes its long frequencies for every position, short prompts included: the
 // choice is the engine's, once, and not a sequence's, whose cached keys could not be turned again (N25).
 Decoder::RopeTables Decoder::make_rope_tables(const RopeConfig& r) {
-  const bool is_long = !r.long_frequencies.empty() && limits_.positions > r.original_context;
-  const std::vector<double>& frequencies = is_long ? r.long_frequencies : r.frequencies;
+  const std::vector<double>& frequencies = r.is_long(limits_.positions) ? r.long_frequencies : r.frequencies;
   const size_t half = frequencies.size(), count = static_cast<size_t>(limits_.positions) * half;
   std::vector<float> cos(count), sin(count);
   for (int64_t p = 0; p < limits_.positions; p++) {

@@ -78,6 +78,7 @@ uint64_t draw_seed() {
 void read_sampling(const Fields& fields, const Session& session, CompletionRequest& r) {
   SamplingParams& p = r.sampling;
   const int64_t vocab = session.tokenizer().vocab_size();
+  p = session.sampling_defaults().over({});
   read_filters(fields, p);
   const auto seed = read_seed(fields, "seed");
   p.seed = seed ? *seed : draw_seed();

@@ -53,6 +53,7 @@ void read_logprobs(const Fields& fields, CompletionRequest& r, SglangOptions& op
 void read_sampling(const Fields& fields, const Session& session, CompletionRequest& r) {
   const int64_t vocab = session.tokenizer().vocab_size();
   const auto context = static_cast<int64_t>(session.options().context);
+  r.sampling = session.sampling_defaults().over({});
   read_filters(fields, r.sampling);
   r.sampling.seed = read_seed(fields, "sampling_seed").value_or(kDefaultSeed);
   read_bias(fields, vocab, r.sampling);

@@ -20,7 +20,7 @@ import time
 import unittest
 import zipfile
 
-from tiny_gguf import TinyModel
+from tiny_gguf import F32, I32, TinyModel, pair
 
 ISOBIT, FETCH = sys.argv[1:3]
 COMMANDS = ["run", "chat", "serve", "score", "verify", "replay", "bench", "bench cpu", "quantize", "pull", "list", "show"]
@@ -211,6 +211,27 @@ class ModelFiles(Case):
         self.assertIn("cannot be run", out)
         self.assertFalse(json.loads(self.isobit("show", path, "--json")[0])["runs"])
 
+    def test_show_says_what_keeps_a_model_from_running(self):
+        def obstacles(model):
+            path = self.write("shown.gguf", model.build() if isinstance(model, TinyModel) else model)
+            shown = json.loads(self.isobit("show", path, "--json")[0])
+            self.assertEqual(shown["runs"], not shown["obstacles"])
+            self.assertEqual(self.isobit("show", path)[0].count("cannot be run: "), len(shown["obstacles"]))
+            return shown["obstacles"]
+
+        self.assertEqual(obstacles(TinyModel()), [])
+        two = TinyModel()
+        two.types["blk.1.attn_q.weight"] = 26
+        bert = two.build().replace(text_value("gpt2"), text_value("bert"))
+        found = obstacles(bert)  # all that is in the way, not the first thing alone
+        for words in ("blk.1.attn_q.weight", "'bert'", "1 tensors are of type I32"):
+            self.assertTrue(any(words in o for o in found), f"{words} is not in {found}")
+        shorter = TinyModel()
+        shorter.ffn = 64
+        named = shorter.build().replace(b"llama.feed_forward_length" + bytes([4, 0, 0, 0, 64]),
+                                        b"llama.feed_forward_length" + bytes([4, 0, 0, 0, 96]))
+        self.assertIn("blk.0.ffn_gate.weight is 64 × 64; the model's metadata says 96 × 64", obstacles(named)[0])
+
     def test_unknown_tensor_type(self):
         model = TinyModel()
         model.types["blk.1.ffn_up.weight"] = 99
@@ -284,6 +305,19 @@ class Run(Case):
             self.assertEqual(self.run_json(*more, *words, input=given)["bits"], want["bits"], more)
         out, _ = self.isobit("run", self.model, "Dear reader", *words, "--json")
         self.assertEqual(json.loads(out)["bits"], want["bits"])
+
+    def test_the_models_own_sampling_unless_told_otherwise(self):
+        model = TinyModel()
+        model.more = [pair("general.sampling.temp", F32, struct.pack("<f", 1.5)),
+                      pair("general.sampling.top_k", I32, struct.pack("<i", 30))]
+        stated = self.write("stated.gguf", model.build())
+        words = ["hello", "-n", "24", "--seed", "7", "--ignore-eos", "-t", "1"]
+        bits = lambda path, *more: json.loads(self.isobit("run", "-m", path, "--json", *words, *more)[0])["tokens"]
+        own = ["--temp", "1.5", "--top-k", "30", "--top-p", "1", "--min-p", "0"]
+        self.assertEqual(bits(stated), bits(self.model, *own))
+        self.assertNotEqual(bits(stated), bits(self.model))
+        self.assertEqual(bits(stated, "--temp", "0"), bits(self.model, "--temp", "0"))
+        self.assertIn("sampled with temperature 1.5, top-k 30", self.isobit("show", stated)[0])
 
     def test_system_and_raw_change_the_prompt(self):
         plain, system, raw = (self.run_json("hi", "-n", "1", *m)["prompt_tokens"] for m in ([], ["--system", "Be brief."], ["--raw"]))
@@ -525,6 +559,13 @@ class Quantize(Case):
         out, _ = self.isobit("verify", folder, "--device", "cpu", "--quick", "-n", "3", "--prompts",
                              self.write("p.txt", "Hi\nYes and no\n"))
         self.assertIn("All equal", out)
+
+    def test_an_h200_has_the_same_bits(self):
+        folder = self.quantize("h200", "--keep", "none")
+        prompts = self.write("three.txt", "Hi\nYes and no\nOnce upon a time there was a river.\n")
+        out, _ = self.isobit("verify", folder, "--device", "cpu", "-n", "24", "--prompts", prompts, "--against",
+                             str(pathlib.Path(__file__).parent / "data/fp8_tiny_h200.json"))
+        self.assertIn("3 of 3 prompts equal", out)
 
     def test_its_perplexity_is_near(self):
         text = self.write("article.txt", "It was a bright cold day in April, and the clocks were striking thirteen.")

@@ -36,6 +36,7 @@ class TinyModel:
         self.template = None
         self.types = {}  # tensor: type number instead of F32
         self.poison = {}  # tensor: (index, value)
+        self.more = []  # further metadata: pair(…)
         self._random = random.Random(seed)
 
     def pairs(self):
@@ -64,7 +65,7 @@ class TinyModel:
         ]
         if self.template is not None:
             result.append(pair("tokenizer.chat_template", STRING, text(self.template)))
-        return result
+        return result + self.more
 
     def tensors(self):
         size = self.hidden // self.heads

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "engine/tiny_model.h"
+#include "models/load_check.h"
 #include "weights/expect_error.h"
 #include "weights/gguf.h"
 
@@ -90,6 +91,21 @@ TEST(Decoder, MissingTensorIsNamed) {
     const TinyFile file(m);
     expect_error(ErrorCode::kBadFile, {name, "is missing"}, [&] { file.engine(); });
   }
+}
+
+TEST(LoadCheck, SaysWhatLoadingWould) {
+  const TinyFile good;
+  check_loads(*good.file(), read_config(*good.file()));
+  for (const std::string name : {"blk.1.attn_k.weight", "output_norm.weight"}) {
+    const TinyFile file({.without = {name}});
+    expect_error(ErrorCode::kBadFile, {name, "is missing"},
+                 [&] { check_loads(*file.file(), read_config(*file.file())); });
+  }
+  TinyModel more;
+  more.extra = [](GgufBuilder& f) { f.f32("blk.0.attn_q_norm.weight", {16}, std::vector<float>(16, 1.0f)); };
+  const TinyFile file(more);
+  expect_error(ErrorCode::kUnsupported, {"blk.0.attn_q_norm.weight", "not part of Llama"},
+               [&] { check_loads(*file.file(), read_config(*file.file())); });
 }
 
 TEST(Decoder, WrongShapeIsNamed) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/device.h"
+#include "engine/receipt.h"
 #include "models/family_golden.h"
 #include "models/rope_config.h"
 #include "weights/expect_error.h"
@@ -73,6 +74,28 @@ TEST(Families, LongRopeTurnsByTheOriginalContextWhereThatIsAll) {
   };
   EXPECT_LT(error(24), kBound);
   EXPECT_GT(error(25), kBound);
+  const ModelConfig config = read_config(load_hf_folder(family_folder("phi3")));
+  EXPECT_EQ(config.least_context(24), 0);
+  EXPECT_EQ(config.least_context(25), 25);
+  EXPECT_EQ(config.least_context(96), 25);
+  EXPECT_EQ(read_config(load_hf_folder(family_folder("llama"))).least_context(96), 0);
+}
+
+// Two contexts may be two models; the fingerprint and receipts tell them apart.
+TEST(Families, TheFingerprintSaysWhichFrequencies) {
+  const auto file = std::make_shared<const Checkpoint>(load_hf_folder(family_folder("phi3")));
+  const auto engine = [&](int32_t context) {
+    return std::make_unique<Engine>(make_backend({"cpu", 1, {}}), file, EngineOptions{.context = context});
+  };
+  const auto near = engine(24), far = engine(25), farther = engine(96);
+  EXPECT_FALSE(fingerprint(*near).ends_with("/long"));
+  EXPECT_EQ(fingerprint(*far), fingerprint(*near) + "/long");
+  Request r{.prompt = {1, 2, 3}, .max_tokens = 2, .digest_logits = true};
+  const RequestId id = far->submit(Request(r));
+  far->run_until_idle();
+  const Receipt receipt = read_receipt(receipt_json(make_receipt(*far, r, far->take(id)->tokens)));
+  EXPECT_FALSE(replay(*farther, receipt));
+  expect_error(ErrorCode::kInvalidArgument, {"long frequencies", "--context 25"}, [&] { replay(*near, receipt); });
 }
 
 // What the configuration does not ask for is not left out in silence.
