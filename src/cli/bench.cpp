@@ -212,6 +212,7 @@ void add_bench(CLI::App& app, Command& command) {
   isobit bench cpu --no-peer --json)");
   cpu->callback([f, &command] { command.run = [f] { return bench_cpu(*f); }; });
   add_bench_decoder(*sub, command);
+  add_bench_serve(*sub, command);
 }
 
 }  // namespace isobit::cli

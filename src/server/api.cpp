@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "engine/receipt.h"
 #include "server/openai_answer.h"
+#include "server/page.h"
 #include "server/sglang_answer.h"
 
 namespace isobit::server {
@@ -53,6 +54,7 @@ struct Api::Route {
 
 const Api::Route* Api::find(const std::string& path, std::string_view method) {
   static constexpr Route kRoutes[] = {
+      {"/", "GET", true, &Api::page},
       {"/health", "GET", true, &Api::health},
       {"/metrics", "GET", true, &Api::metrics},
       {"/v1/models", "GET", false, &Api::models},
@@ -118,6 +120,11 @@ void Api::handle(HttpRequest&& request, const std::shared_ptr<HttpReply>& reply)
     }
     (this->*route->handle)(request, reply);
   });
+}
+
+void Api::page(HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
+  reply->send(200, "text/html; charset=utf-8", std::string(page_html()),
+              {{"Content-Security-Policy", std::string(kPagePolicy)}, {"X-Content-Type-Options", "nosniff"}});
 }
 
 void Api::health(HttpRequest&, const std::shared_ptr<HttpReply>& reply) {

@@ -39,6 +39,7 @@ class Api {
   void check_key(const HttpRequest& request) const;
   Serving& serving();
 
+  void page(HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void health(HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void metrics(HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void models(HttpRequest& request, const std::shared_ptr<HttpReply>& reply);

@@ -4,8 +4,10 @@
 usage: interfaces_test.py ISOBIT BUILD_FOLDER [unittest flags]
 """
 import json
+import pathlib
 import re
 import subprocess
+import sys
 import unittest
 
 from server_test import BUILD, ISOBIT, Case
@@ -182,6 +184,59 @@ class Sglang(Case):
         status, body, headers = self.server.call("POST", "/generate", json.dumps({"text": "a", "rid": "mine"}))
         self.assertEqual((status, json.loads(body)["meta_info"]["id"]), (200, "mine"))
         self.assertTrue(re.fullmatch(r"[0-9a-f]{9,}", headers["X-Request-Id"]), headers)
+
+
+class Determinism(Case):
+    """A little of tests/server/determinism.py, with chunks, drafts, the prefix cache, and too few pages for all."""
+    flags = ("--draft-tokens", "4", "--max-requests", "12", "--tokens-per-step", "96", "--pages", "70")
+
+    def test_every_mode(self):
+        script = pathlib.Path(__file__).parent.parent / "server" / "determinism.py"
+        out = self.path / "determinism.json"
+        run = subprocess.run([sys.executable, script, f"http://127.0.0.1:{self.server.port}", "--trials", "6", "--largest", "24",
+                              "--lengths", "1,100,255,300", "--long", "200", "--tokens", "16", "--json", out],
+                             capture_output=True, text=True, timeout=300)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        results = json.loads(out.read_text())["results"]
+        self.assertEqual([r["mode"] for r in results], ["single", "mixed", "prefix"])
+        for r in results:
+            self.assertGreater(sum(p["samples"] for p in r["prompts"].values()), 20)
+
+
+class Bench(Case):
+    def test_figures(self):
+        out = self.path / "load.json"
+        run = subprocess.run([ISOBIT, "bench", "serve", "--url", f"http://127.0.0.1:{self.server.port}", "-r", "12", "--rate", "40",
+                              "--input", "5:40", "--output", "4:9", "--json", out], capture_output=True, text=True, timeout=120)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        figures = json.loads(out.read_text())
+        self.assertEqual((figures["completed"], figures["failed"]), (12, 0))
+        each = figures["each_sent_first_last_in_out"]
+        self.assertTrue(all(5 <= e[3] <= 40 and 4 <= e[4] <= 9 for e in each), each)
+        self.assertEqual(figures["output_tokens"], sum(e[4] for e in each))
+        self.assertEqual(figures["accepted_length"], 1.0)
+        for key in ("time_to_first_token_s", "time_per_output_token_s", "end_to_end_s"):
+            self.assertTrue(0 < figures[key]["median"] <= figures[key]["p99"], figures[key])
+        none = subprocess.run([ISOBIT, "bench", "serve", "--url", "http://127.0.0.1:9"], capture_output=True, text=True)
+        self.assertEqual(none.returncode, 5)
+        self.assertIn("no server answers", none.stderr)
+
+
+class Page(Case):
+    def test_dashboard_names_what_there_is(self):
+        dashboard = (pathlib.Path(__file__).parent.parent.parent / "docs" / "grafana.json").read_text()
+        _, metrics = self.server.get("/metrics")
+        there = set(re.findall(r"^# TYPE (isobit_\w+)", metrics, re.M))
+        for name in re.findall(r"isobit_\w+", dashboard):
+            self.assertIn(re.sub("_bucket$", "", name), there)
+
+    def test_page(self):
+        status, body, headers = self.server.call("GET", "/")
+        self.assertEqual((status, headers["Content-Type"]), (200, "text/html; charset=utf-8"))
+        self.assertIn("default-src 'none'", headers["Content-Security-Policy"])
+        text = body.decode()
+        self.assertIn("Prove it", text)
+        self.assertNotRegex(text, r"(src|href)=\"(https?:)?//")
 
 
 if __name__ == "__main__":

@@ -491,6 +491,7 @@ class Load(Case):
         bodies = [{"prompt": "abc" * (1 + i * 5), "seed": i, "max_tokens": 10 + 6 * i, "ignore_eos": True, "logprobs": 1} for i in range(8)]
         alone = [self.server.post("/v1/completions", b)["choices"] for b in bodies]
         until = time.time() + self.seconds
+        resident = []  # MiB, every 0.1 s
         counts = {"complete": 0, "refused": 0, "left": 0, "malformed": 0}
         lock, wrong = threading.Lock(), []
 
@@ -525,6 +526,7 @@ class Load(Case):
             _, text = self.server.get("/metrics")
             pages = dict(re.findall(r'kv_pages\{state="(\w+)"\} (\d+)', text))
             self.assertEqual(sum(map(int, pages.values())), 48)
+            resident.append(self.resident_mib())
             time.sleep(0.1)
         for c in clients:
             c.join()
@@ -535,6 +537,13 @@ class Load(Case):
                 break
             time.sleep(0.1)
         self.assertIn('kv_pages{state="used"} 0', self.server.get("/metrics")[1])
+        print(f"{counts}, memory {resident[0]:.1f} to {resident[-1]:.1f} MiB", file=sys.stderr)
+        if self.seconds >= 30:  # short runs end before allocators have settled
+            self.assertLess(resident[-1], resident[len(resident) // 3] + 8)
+
+    def resident_mib(self):
+        status = pathlib.Path(f"/proc/{self.server.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) / 1024
 
 
 class OpenAi(Case):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The field's determinism test against a running server: the same prompt must give the same bits in whatever batch it runs.
 
-usage: determinism.py URL [--mode single|mixed|prefix|all] [--trials N] [--largest B] [--lengths 1,511,2048,4097]
+usage: determinism.py URL [--mode single|mixed|prefix|all] [--trials N] [--largest B] [--lengths 1,511,2048,4097] [--long 1000]
                       [--tokens N] [--temperature T] [--seed S] [--json FILE]
 
 It drives SGLang's /generate (text or input_ids, sampling_params, sampling_seed), so it runs against any server that has that. Every
@@ -94,7 +94,7 @@ def single(client, o, rng):
 
 def mixed(client, o, rng):
     tally = Tally("mixed")
-    prompts = {"short": client.tokens(SHORT), "middle": client.tokens(MIDDLE), "long": long_text(client, 1000)[:1000]}
+    prompts = {"short": client.tokens(SHORT), "middle": client.tokens(MIDDLE), "long": long_text(client, o.long)[:o.long]}
     for i in range(o.trials):
         keys = rng.choices(list(prompts), k=rng.randint(1, o.largest))
         tally.add(keys, client.batch([prompts[k] for k in keys]))
@@ -134,6 +134,7 @@ def main():
     p.add_argument("--lengths", type=lambda t: [int(n) for n in t.split(",")], default=[1, 511, 2048, 4097])
     p.add_argument("--tokens", type=int, default=100)
     p.add_argument("--temperature", type=float, default=1.0)
+    p.add_argument("--long", type=int, default=1000, help="tokens of mixed's long prompt")
     p.add_argument("--seed", type=int, default=42)
     p.add_argument("--batches", type=int, default=random.SystemRandom().getrandbits(32), help="seed of the batches")
     p.add_argument("--json")
