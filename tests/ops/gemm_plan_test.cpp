@@ -64,6 +64,7 @@ TEST(GemmPlan, EveryPlanIsSound) {
       s.normed = true;
       s.m = 1 + i % kGemmNormedRows;
       s.k = std::min<int64_t>(kGemmNormedK, (s.k + 63) / 64 * 64);
+      s.rotated = i % 2 == 0 && !s.gated;
     }
     s.chunked = s.n <= 1024 && s.k > 2048;
     for (const int sms : {kSmCount, 114, 8}) {
@@ -84,6 +85,17 @@ TEST(GemmPlan, OneRowFillsTheGpuInOneWave) {
     EXPECT_EQ(p.cluster_tiles() * p.cluster_m * p.cluster_n, p.ctas) << n;
     EXPECT_GE(p.ctas, 120) << n;
   }
+}
+
+// 228 KB an SM, of which attention's CTA takes 113 and each CTA one more.
+TEST(GemmPlan, AttentionFindsRoomBesideQkv) {
+  constexpr int kRoom = (228 - 113 - 2) * 1024;
+  const auto qkv = [](int64_t n, int64_t k, bool rotated) {
+    return gemm_plan({.m = 1, .n = n, .k = k, .normed = true, .rotated = rotated}, kSmCount);
+  };
+  EXPECT_LE(qkv(3072, 2048, true).shared_bytes, kRoom);
+  EXPECT_GT(qkv(3072, 2048, false).shared_bytes, kRoom);
+  EXPECT_EQ(qkv(6144, 4096, true).stages, qkv(6144, 4096, false).stages);  // the ring would be too short
 }
 
 TEST(GemmPlan, AWideVocabularyTakesFewTiles) {

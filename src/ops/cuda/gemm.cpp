@@ -46,6 +46,7 @@ GemmShape gemm_shape(const GemmArgs& a, const GemmNeighbours& with) {
   s.k = a.w->k();
   s.gated = gated(a.epilogue);
   s.normed = with.norm != nullptr;
+  s.rotated = with.rope != nullptr;
   s.chunked = numerics::gemm_chunk_k(a.w->n(), s.k) < s.k;
   return s;
 }

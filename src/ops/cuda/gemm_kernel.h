@@ -501,10 +501,14 @@ struct Feed {
 
 // Two warpgroups need more registers than an even share; the third, which only feeds them, gives its own away.
 constexpr int gemm_threads(int warpgroups) { return warpgroups == 1 ? 192 : 128 * warpgroups + 128; }
+// Of a decode step's tiles two fit into an SM's registers, so that the next kernel's CTA may stand beside this one's.
+constexpr int gemm_ctas_a_sm(int warpgroups, int tile_n) {
+  return warpgroups == 1 && (tile_n <= 32 || tile_n == 128) ? 2 : 1;
+}
 
 // Grid: clusters of cluster_m · cluster_n CTAs, rank = m index + cluster_m · n index.
 template <int kWarpgroups, int kN, int kSlices, numerics::Operand kKind>
-__global__ void __launch_bounds__(gemm_threads(kWarpgroups), 1)
+__global__ void __launch_bounds__(gemm_threads(kWarpgroups), gemm_ctas_a_sm(kWarpgroups, kN))
     gemm_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
                 const __grid_constant__ GemmParams p) {
   using namespace hopper;

@@ -30,13 +30,14 @@ void launch_gemm_kind(const GemmPlan& plan, const CUtensorMap& x, const CUtensor
   if (is(1, 24, 2)) return launch_gemm_tile<1, 24, 2, kKind>(plan, x, w, params, stream);
   if (is(1, 32, 2)) return launch_gemm_tile<1, 32, 2, kKind>(plan, x, w, params, stream);
   if (is(1, 48, 2)) return launch_gemm_tile<1, 48, 2, kKind>(plan, x, w, params, stream);
-  if (is(1, 16, 4)) return launch_gemm_tile<1, 16, 4, kKind>(plan, x, w, params, stream);
+  if (is(1, 16, 8)) return launch_gemm_tile<1, 16, 8, kKind>(plan, x, w, params, stream);
   if (is(1, 24, 4)) return launch_gemm_tile<1, 24, 4, kKind>(plan, x, w, params, stream);
   if (is(1, 32, 4)) return launch_gemm_tile<1, 32, 4, kKind>(plan, x, w, params, stream);
   if (is(1, 48, 4)) return launch_gemm_tile<1, 48, 4, kKind>(plan, x, w, params, stream);
   if (is(1, 56, 2)) return launch_gemm_tile<1, 56, 2, kKind>(plan, x, w, params, stream);
   if (is(1, 64, 2)) return launch_gemm_tile<1, 64, 2, kKind>(plan, x, w, params, stream);
   if (is(1, 112, 2)) return launch_gemm_tile<1, 112, 2, kKind>(plan, x, w, params, stream);
+  if (is(1, 128, 1)) return launch_gemm_tile<1, 128, 1, kKind>(plan, x, w, params, stream);
   if (is(1, 128, 2)) return launch_gemm_tile<1, 128, 2, kKind>(plan, x, w, params, stream);
   if (is(2, 128, 1)) return launch_gemm_tile<2, 128, 1, kKind>(plan, x, w, params, stream);
   if (is(2, 256, 1)) return launch_gemm_tile<2, 256, 1, kKind>(plan, x, w, params, stream);

@@ -8,6 +8,9 @@ namespace {
 constexpr int kSliceBytes = 128;          // a row of a slice: 64 elements
 constexpr int kMaxStages = 16;            // barriers in gemm_kernel.h
 constexpr int kSharedBytes = 224 * 1024;  // of 227 KB; the rest holds barriers and alignment
+// As much, where a CTA of the attention kernel is to stand on the same SM (113 KB; each CTA costs 1 KB more).
+constexpr int kSharedBytesBesideAttention = 110 * 1024;
+constexpr int kLeastRing = 64 * 1024;  // of weights, to have twice what is in flight
 // Measured on an H200, or read from its data sheet where marked.
 constexpr double kClockGhz = 1.7;
 constexpr double kDramBytesPerUs = 4.3e6;
@@ -43,9 +46,9 @@ double estimate_us(const GemmShape& s, const GemmPlan& p) {
 }  // namespace
 
 const std::vector<GemmTile>& gemm_tiles() {
-  static const std::vector<GemmTile> tiles = {{1, 8, 2},  {1, 16, 2},  {1, 24, 2},  {1, 32, 2},  {1, 48, 2},
-                                              {1, 56, 2}, {1, 16, 4},  {1, 24, 4},  {1, 32, 4},  {1, 48, 4},
-                                              {1, 64, 2}, {1, 112, 2}, {1, 128, 2}, {2, 128, 1}, {2, 256, 1}};
+  static const std::vector<GemmTile> tiles = {
+      {1, 8, 2},  {1, 16, 2}, {1, 24, 2}, {1, 32, 2},  {1, 48, 2},  {1, 56, 2},  {1, 16, 8},  {1, 24, 4},
+      {1, 32, 4}, {1, 48, 4}, {1, 64, 2}, {1, 112, 2}, {1, 128, 1}, {1, 128, 2}, {2, 128, 1}, {2, 256, 1}};
   return tiles;
 }
 
@@ -78,6 +81,12 @@ GemmPlan gemm_plan_for(const GemmShape& s, const GemmTile& t, int cluster_m, int
   const int stage_bytes = t.slices * t.tile_n * kSliceBytes + (s.normed ? 0 : x_stage);
   // The deepest ring: 11.2 against 10.7 µs (M 1, 4096×4096) where half the shared memory is left for the next kernel.
   p.stages = std::min(kMaxStages, (kSharedBytes - resident_bytes) / stage_bytes);
+  // But attention, which at one or two rows has little to do, then spends two of its 16 µs on starting: its CTAs are to
+  // stand ready, with their code and keys, beside those that make q.
+  const int beside_attention = (kSharedBytesBesideAttention - resident_bytes) / stage_bytes;
+  if (s.normed && s.rotated && beside_attention * t.slices * t.tile_n * kSliceBytes >= kLeastRing) {
+    p.stages = std::min(p.stages, beside_attention);
+  }
   // A stage more than K has is of use only where a CTA walks on to another tile; at least 4, or 8 KB of weights, keep
   // the tensor cores' reads past few rows inside the shared memory.
   const int64_t clusters = sm_count / (cluster_m * cluster_n);
@@ -102,10 +111,15 @@ namespace {
 // of the fewest the widest tile, which has the fewest chains and ends. Clusters did not pay (M 64: 10.9 µs
 // without, 12.1 with).
 GemmPlan plan_for_few_rows(const GemmShape& s, int sm_count) {
-  // A stage costs the warps that run it as much as eight steps of a chain, so few rows take longer ones.
+  // A stage costs the warps that run it as much as eight steps of a chain, so few rows take longer ones; but short ones
+  // where a stage is 32 KB, of which only one or two would be in flight.
+  const auto slices_of = [&](int tile_n) {
+    if (tile_n == 128 && s.normed && s.gated) return 1;
+    if (s.m > kGemmFewRows || tile_n < 16 || tile_n > 48) return 2;
+    return tile_n == 16 ? 8 : 4;
+  };
   const auto usable = [&](const GemmTile& t) {
-    const bool longer = s.m <= kGemmFewRows && t.tile_n >= 16 && t.tile_n <= 48;
-    return t.warpgroups == 1 && t.slices == (longer ? 4 : 2) && gemm_tile_fits(s, t, 1, 1);
+    return t.warpgroups == 1 && t.slices == slices_of(t.tile_n) && gemm_tile_fits(s, t, 1, 1);
   };
   const auto rows_of_busiest = [&](const GemmTile& t) {
     return ceil_div(ceil_div(s.n, t.tile_n), sm_count) * t.tile_n;

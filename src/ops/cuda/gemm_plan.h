@@ -42,6 +42,7 @@ struct GemmShape {
   int64_t m = 0, n = 0, k = 0;  // n: rows as stored (linear_cuda.h)
   bool gated = false;           // gate and up must fall into one tile: tile_n a multiple of 16
   bool normed = false;          // the kernel takes x's RMSNorm itself and keeps all of x in shared memory
+  bool rotated = false;         // the outputs are q, k and v: attention follows
   bool chunked = false;         // one of N7's narrow matrices
 };
 
