@@ -560,6 +560,13 @@ class Quantize(Case):
                              self.write("p.txt", "Hi\nYes and no\n"))
         self.assertIn("All equal", out)
 
+    def test_an_h200_has_the_same_bits(self):
+        folder = self.quantize("h200", "--keep", "none")
+        prompts = self.write("three.txt", "Hi\nYes and no\nOnce upon a time there was a river.\n")
+        out, _ = self.isobit("verify", folder, "--device", "cpu", "-n", "24", "--prompts", prompts, "--against",
+                             str(pathlib.Path(__file__).parent / "data/fp8_tiny_h200.json"))
+        self.assertIn("3 of 3 prompts equal", out)
+
     def test_its_perplexity_is_near(self):
         text = self.write("article.txt", "It was a bright cold day in April, and the clocks were striking thirteen.")
         scores = [json.loads(self.isobit("score", "-m", m, text, "--json")[0]) for m in (self.model, self.quantize("near"))]

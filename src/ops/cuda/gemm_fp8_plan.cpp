@@ -163,23 +163,22 @@ GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& s, int cluster, int r
 }
 
 GemmFp8ThinPlan gemm_fp8_thin_plan(const GemmFp8Shape& s, int sm_count) {
+  if (s.m > 1) return {};  // measured at M 4 and 8: as fast as the tiles at best
   const int64_t tiles = ceil_div(s.n, 64);
   // Measured: two thirds of the SMs draw w as fast as all do, so a cluster pays only where fewer would be busy.
-  int cluster = 1;
-  while (cluster < 4 && tiles * cluster < sm_count * 2 / 3) cluster *= 2;
-  for (; cluster <= 8; cluster *= 2) {  // where x's share and all p leave no room, more CTAs share them
-    const auto plan = [&](int resident) { return gemm_fp8_thin_plan_for(s, cluster, resident, sm_count); };
-    const auto serves = [&](const GemmFp8ThinPlan& p, int resident) {
-      const int least = cluster > 1 ? 4 : 5;
-      return p.stages >= std::min(least, std::max(2, p.rank_blocks / kGemmFp8ThinSlices)) &&
-             (cluster == 1 || p.ctas <= resident * sm_count);
-    };
-    // Three CTAs an SM where only so all tiles run at once; else two, so that the next kernel's can fetch beside this
-    // one's.
-    const GemmFp8ThinPlan third = plan(3), half = plan(2), whole = plan(1);
-    if (third.stages >= 3 && tiles * cluster > 2 * sm_count && tiles * cluster <= 3 * sm_count) return third;
-    if (serves(half, 2)) return half;
-    if (serves(whole, 1)) return whole;
+  int least = 1;
+  while (least < 4 && tiles * least < sm_count * 2 / 3) least *= 2;
+  const GemmFp8ThinPlan third = gemm_fp8_thin_plan_for(s, least, 3, sm_count);
+  // Three CTAs an SM where only so all tiles run at once.
+  if (third.stages >= 3 && tiles * least > 2 * sm_count && tiles * least <= 3 * sm_count) return third;
+  // Two, so that the next kernel's can fetch beside this one's (in an 8B decoder's step worth more than half a
+  // microsecond of the kernel alone); else one. Clusters come in one wave, with room for the next kernel.
+  for (const int resident : {2, 1}) {
+    for (const int cluster : {least, 2 * least}) {
+      const GemmFp8ThinPlan p = gemm_fp8_thin_plan_for(s, cluster, resident, sm_count);
+      const int stages = std::min(cluster > 1 ? 4 : 5, std::max(2, p.rank_blocks / kGemmFp8ThinSlices));
+      if (p.stages >= stages && (cluster == 1 || p.ctas * 2 <= (resident + 1) * sm_count)) return p;
+    }
   }
   return {};
 }
