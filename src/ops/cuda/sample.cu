@@ -431,13 +431,49 @@ __device__ void sample_simple(SampleShared& s, const SampleArgs& a, int64_t i, c
   }
 }
 
+// first_pass without noise of a row in which no token has more than a temperature, in fewer instructions.
+__device__ ThreadScan plain_pass(SampleShared& s, const Row& row, const ClusterPart& part) {
+  const RowReader<true, false> reader{row, row.factor};
+  const int each = block_groups(row, part);
+  ThreadScan scan;
+  int block = 0;
+#pragma unroll 1
+  for (int first = part.first; first < row.groups; first += each * part.stride) {
+    float most = kMinusInfinity;
+#pragma unroll 1
+    for (int i = 0; i < each; i += kAhead) {
+      const int at = first + i * part.stride;
+      if (at >= row.groups) break;
+      float4 y[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; u++) y[u] = reader.load(at + u * part.stride);
+#pragma unroll
+      for (int u = 0; u < kAhead; u++) {
+        const float m = max_nan(times(y[u], reader.factor));
+        if (m > scan.largest) scan.where = at + u * part.stride;
+        scan.largest = max_nan(scan.largest, m);
+        most = fmaxf(most, m);
+      }
+    }
+    s.histogram.maxima[block++][threadIdx.x] = most;
+  }
+  scan.best = scan.largest;
+  if (row.slot->greedy && scan.largest > kMinusInfinity) {  // the id is asked for
+    const float4 y = aligned_group(row, scan.where);
+    const int j = y.x == scan.best ? 0 : y.y == scan.best ? 1 : y.z == scan.best ? 2 : 3;
+    scan.where = scan.where * 4 + j;
+  }
+  return scan;
+}
+
 __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, const ClusterPart& part, const Row& row,
                            const Noise& noise) {
   const SlotSettings& slot = *row.slot;
   const bool filtered = !slot.greedy && (slot.top_k != 0 || slot.top_p != 0 || slot.has_min_p);
   const bool wants_logprobs = slot.top_logprobs >= 0;
   const bool noisy = !slot.greedy && !filtered;
-  ThreadScan scan = noisy ? first_pass<true>(s, false) : first_pass<false>(s, false);
+  const bool plain = row.aligned && row.touched == nullptr && row.allowed == nullptr;
+  ThreadScan scan = noisy ? first_pass<true>(s, false) : plain ? plain_pass(s, row, part) : first_pass<false>(s, false);
   const bool bad = __syncthreads_or(scan.bad()) != 0;
   Winner w;
   if (slot.greedy) w = cta_best(s, {numerics::order_key(scan.best), static_cast<uint32_t>(scan.where)});
