@@ -305,7 +305,8 @@ TEST(SamplingCpu, RandomBatchesEqualTheRule) {
   }
 }
 
-// Whole vocabularies, where the bound on the noise decides what is looked at: every draw is the rule's.
+// Whole vocabularies, where the bound on the noise decides what is looked at and a row alone is shared out among
+// threads: every draw and its log-probability are the rule's.
 TEST(SamplingCpu, LargeVocabulariesEqualTheRule) {
   Random random;
   SCOPED_TRACE(random.note());
@@ -313,10 +314,11 @@ TEST(SamplingCpu, LargeVocabulariesEqualTheRule) {
   constexpr int64_t kVocab = 49152;
   const std::vector<float> y = random_row(random, kVocab);
   for (const std::string& target : backends.targets()) {
-    Backend& backend = backends.get(target, 1);
+    Backend& backend = backends.get(target, 3);
     const auto pool = backend.make_sampler(1, kVocab);
     for (int i = 0; i < 6; i++) {
       SamplingParams p;
+      p.top_logprobs = 0;
       p.seed = random.bits();
       p.temperature = pick(random, {1.0f, 0.3f, 3.0f});
       if (i == 4) p.top_p = 0.9f;
@@ -325,7 +327,9 @@ TEST(SamplingCpu, LargeVocabulariesEqualTheRule) {
       Batch batch(kVocab);
       batch.add(y, 0, i);
       batch.run(backend, *pool);
-      ASSERT_EQ(batch.tokens[0], rule(y, p, {}, i).token) << target << " draw " << i;
+      const Expected e = rule(y, p, {}, i);
+      ASSERT_EQ(batch.tokens[0], e.token) << target << " draw " << i;
+      ASSERT_EQ(bits(batch.logprobs[0]), bits(e.logprob)) << target << " draw " << i;
     }
   }
 }

@@ -1,6 +1,7 @@
 // Sampling and log-probabilities, a row at a time; passes over the vocabulary are in vocabulary.cpp.
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "base/error.h"
@@ -54,6 +55,18 @@ Processed process(int64_t simd, const SamplerSlot& slot, const std::vector<int32
   return p;
 }
 
+// Σ mass over a row. One that is alone in its call is shared out among the threads: sums of u64 have no order.
+uint64_t row_masses(const Cpu& cpu, int64_t rows, const float* z, int64_t n, float largest) {
+  constexpr int64_t kWorthAThread = 1 << 14;  // values
+  const int64_t parts = rows > 1 ? 1 : std::clamp<int64_t>(n / kWorthAThread, 1, cpu.pool.size());
+  std::vector<uint64_t> sums(static_cast<size_t>(parts));
+  cpu.pool.parallel_for(parts, [&](int, int64_t i) {
+    const int64_t begin = n * i / parts, end = n * (i + 1) / parts;
+    sums[static_cast<size_t>(i)] = sum_masses(cpu.simd, z + begin, end - begin, largest);
+  });
+  return std::accumulate(sums.begin(), sums.end(), uint64_t{0});
+}
+
 // Rule N15 over a few tokens. Keys are candidate_key, in any order.
 int32_t sample_among(const std::vector<uint64_t>& keys, const float* z, const Noise& noise) {
   int32_t best = -1;
@@ -67,11 +80,12 @@ int32_t sample_among(const std::vector<uint64_t>& keys, const float* z, const No
   return best;
 }
 
-int32_t sample_filtered(int64_t simd, const SamplingParams& params, const Processed& p, int64_t n, const Noise& noise,
-                        std::vector<float>& filtered) {
+int32_t sample_filtered(const Cpu& cpu, const SamplingParams& params, const Processed& p, const SampleArgs& a,
+                        const Noise& noise, std::vector<float>& filtered) {
   const float largest = p.scan.largest;
+  const int64_t n = a.vocab;
   const bool has_k = params.top_k > 0 && params.top_k < n, has_p = params.top_p<1.0f, has_min = params.min_p> 0.0f;
-  if (!has_k && !has_p && !has_min) return sample_gumbel(simd, p.z, n, largest, noise);
+  if (!has_k && !has_p && !has_min) return sample_gumbel(cpu.simd, p.z, n, largest, noise);
   const float min_log2 = has_min ? min_p_threshold(params.min_p) : 0.0f;
   if (has_k) {
     std::vector<uint64_t> keys = Candidates(p.z, n, largest).top(params.top_k);
@@ -82,19 +96,19 @@ int32_t sample_filtered(int64_t simd, const SamplingParams& params, const Proces
     return sample_among(keys, p.z, noise);
   }
   uint64_t cutoff = 0;
-  if (has_p) cutoff = Candidates(p.z, n, largest).top_p_cutoff(params.top_p, sum_masses(simd, p.z, n, largest));
+  if (has_p) cutoff = Candidates(p.z, n, largest).top_p_cutoff(params.top_p, row_masses(cpu, a.rows, p.z, n, largest));
   filtered.resize(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; i++) {
     const bool keep = candidate_key(p.z[i], static_cast<uint32_t>(i)) >= cutoff &&
                       (!has_min || min_p_keeps(p.z[i], largest, min_log2));
     filtered[static_cast<size_t>(i)] = keep ? p.z[i] : -std::numeric_limits<float>::infinity();
   }
-  return sample_gumbel(simd, filtered.data(), n, largest, noise);
+  return sample_gumbel(cpu.simd, filtered.data(), n, largest, noise);
 }
 
-void write_logprobs(int64_t simd, const SamplingParams& params, const float* values, float largest, int32_t token,
+void write_logprobs(const Cpu& cpu, const SamplingParams& params, const float* values, float largest, int32_t token,
                     const SampleArgs& a, int64_t row) {
-  const uint64_t z = sum_masses(simd, values, a.vocab, largest);
+  const uint64_t z = row_masses(cpu, a.rows, values, a.vocab, largest);
   if (a.logprobs != nullptr) a.logprobs[row] = log_probability(values[token], largest, z);
   if (a.top_ids == nullptr) return;
   const int64_t count = std::min<int64_t>(params.top_logprobs, a.vocab);
@@ -119,7 +133,7 @@ bool drafted_before(const SampleArgs& a, int64_t row, std::vector<int32_t>& draf
   return true;
 }
 
-void one_row(int64_t simd, const CpuSamplerSlots& slots, SamplerScratch& scratch, const SampleArgs& a, int64_t row) {
+void one_row(const Cpu& cpu, const CpuSamplerSlots& slots, SamplerScratch& scratch, const SampleArgs& a, int64_t row) {
   const SamplerSlot& slot = slots.at(a.slots[row]);
   const SamplingParams& params = slot.params;
   const float* y = a.logits + row * a.vocab;
@@ -136,18 +150,18 @@ void one_row(int64_t simd, const CpuSamplerSlots& slots, SamplerScratch& scratch
     a.status[row] = kBadDraft;
     return;
   }
-  const Processed p = process(simd, slot, scratch.drafted, y, allowed, a.vocab, scratch.processed);
+  const Processed p = process(cpu.simd, slot, scratch.drafted, y, allowed, a.vocab, scratch.processed);
   a.status[row] = p.scan.ok ? kSampled : kNotFinite;
   if (!p.scan.ok) return;
   const Noise noise{params.seed, static_cast<uint32_t>(a.positions[row]), params.choice,
                     a.draft_noise ? NoisePurpose::kDraft : NoisePurpose::kSample};
-  const int32_t token = params.temperature > 0.0f ? sample_filtered(simd, params, p, a.vocab, noise, scratch.filtered)
-                                                  : find_first(simd, p.z, a.vocab, p.scan.largest);
+  const int32_t token = params.temperature > 0.0f ? sample_filtered(cpu, params, p, a, noise, scratch.filtered)
+                                                  : find_first(cpu.simd, p.z, a.vocab, p.scan.largest);
   a.tokens[row] = token;
   if (!wants_logprobs) return;
   const float* values = params.processed_logprobs ? p.z : y;
-  const VocabularyScan scan = values == p.z ? p.scan : scan_logits(simd, y, a.vocab, 1.0f, nullptr);
-  if (scan.ok) write_logprobs(simd, params, values, scan.largest, token, a, row);
+  const VocabularyScan scan = values == p.z ? p.scan : scan_logits(cpu.simd, y, a.vocab, 1.0f, nullptr);
+  if (scan.ok) write_logprobs(cpu, params, values, scan.largest, token, a, row);
 }
 
 // Walks request i from its root along the drafts that were sampled.
@@ -183,7 +197,7 @@ void sample(const Cpu& cpu, SamplerSlots& pool, const SampleArgs& a) {
   require(slots.vocab() == a.vocab, "sample: logits of {} tokens; the sampler was made for {}", a.vocab, slots.vocab());
   std::vector<SamplerScratch>& scratch = slots.scratch(cpu.pool.size());
   cpu.pool.parallel_for(a.rows, [&](int thread, int64_t row) {
-    if (a.slots[row] >= 0) one_row(cpu.simd, slots, scratch[static_cast<size_t>(thread)], a, row);
+    if (a.slots[row] >= 0) one_row(cpu, slots, scratch[static_cast<size_t>(thread)], a, row);
   });
   const DraftTrees& d = a.drafts;
   for (int64_t i = 0; i < d.requests; i++) walk_path(a, i);
@@ -208,7 +222,7 @@ void log_probs(const Cpu& cpu, const LogProbArgs& a) {
     a.out[row] = kNaN;
     if (a.best != nullptr) a.best[row] = -1;
     if (!scan.ok) return;
-    a.out[row] = log_probability(y[target], scan.largest, sum_masses(cpu.simd, y, a.vocab, scan.largest));
+    a.out[row] = log_probability(y[target], scan.largest, row_masses(cpu, a.rows, y, a.vocab, scan.largest));
     if (a.best != nullptr) a.best[row] = find_first(cpu.simd, y, a.vocab, scan.largest);
   });
 }
