@@ -140,32 +140,31 @@ void Scheduler::preempt(Sequence& s) {
   stats_.preemptions++;
 }
 
-// Decodes first, one token each; then prefill chunks, in order, while the step has room.
+// Decodes first, one token each; then prefill chunks, in order, while the step has room. Who is preempted on the way
+// for somebody's decode is a prefill from then on, behind those ahead of it.
 std::vector<Part> Scheduler::choose() {
-  std::vector<Sequence*> order;
-  for (const bool decodes : {true, false}) {
-    for (auto& s : running_) {
-      if (!s->done && !s->only_waits() && (s->pending() == 1) == decodes) order.push_back(s.get());
-    }
-  }
   std::vector<Part> parts;
   int32_t budget = options_.tokens_per_step;
-  for (Sequence* s : order) {
-    if (budget == 0) break;
-    if (may_share(*s)) {
-      if (waits_for_prefix(*s)) continue;
-      attach_prefix(*s);
+  for (const bool decodes : {true, false}) {
+    for (auto& s : running_) {
+      if (budget == 0) return parts;
+      if (s->done || s->only_waits() || (s->pending() == 1) != decodes) continue;
+      if (may_share(*s)) {
+        if (waits_for_prefix(*s)) continue;
+        attach_prefix(*s);
+      }
+      int32_t count = std::min(s->pending(), budget);
+      if (options_.chunk > 0) count = std::min(count, options_.chunk);
+      const bool reserved = reserve(*s, s->computed + count);
+      // Making room may have preempted somebody behind who is already in the step, in vain or not.
+      std::erase_if(parts, [](const Part& p) { return p.sequence->pages.empty(); });
+      if (reserved) {
+        parts.push_back(
+            {.sequence = s.get(), .start = s->computed, .preemptions = s->result.preemptions, .count = count});
+      }
+      budget = options_.tokens_per_step;
+      for (const Part& p : parts) budget -= p.count;
     }
-    int32_t count = std::min(s->pending(), budget);
-    if (options_.chunk > 0) count = std::min(count, options_.chunk);
-    const bool reserved = reserve(*s, s->computed + count);
-    // Making room may have preempted somebody behind who is already in the step, in vain or not.
-    std::erase_if(parts, [](const Part& p) { return p.sequence->pages.empty(); });
-    if (reserved) {
-      parts.push_back({.sequence = s, .start = s->computed, .preemptions = s->result.preemptions, .count = count});
-    }
-    budget = options_.tokens_per_step;
-    for (const Part& p : parts) budget -= p.count;
   }
   return parts;
 }

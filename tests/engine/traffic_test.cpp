@@ -1,8 +1,10 @@
 // Users who come and go: whatever the others do, each one's tokens, log-probabilities and logits are those of its run
-// alone. Requests arrive from several threads while the engine steps on its own.
+// alone. Requests arrive from several threads while the engine steps on its own. ISOBIT_TEST_DEVICE=cuda runs the users
+// on a GPU, against their runs alone on the CPU.
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <future>
 #include <thread>
 
@@ -83,7 +85,8 @@ void expect_as_alone(const Result& want, const Result& got, const std::string& w
   }
 }
 
-EngineOptions random_options(Random& random) {
+EngineOptions random_options(Random& random, const std::shared_ptr<const Checkpoint>& same,
+                             const std::shared_ptr<const Checkpoint>& other) {
   EngineOptions o;
   o.context = kContext;
   o.max_requests = 1 + random.below(8);
@@ -94,23 +97,34 @@ EngineOptions random_options(Random& random) {
   o.priority_steps = random.below(10);
   o.draft_tokens = random.below(2) == 0 ? 0 : 1 + random.below(8);
   o.ahead = random.below(3) != 0;
+  // A model that drafts: the same one, which is right, or another, which seldom is.
+  if (o.draft_tokens > 0 && random.below(2) == 0) o.draft_file = random.below(2) == 0 ? same : other;
   const int32_t whole = (kContext + o.page_size - 1) / o.page_size;
   if (random.below(3) != 0) o.pages = whole + random.below(whole / 2 + 1);
   return o;
+}
+
+std::unique_ptr<Backend> backend(int threads) {
+  const char* device = std::getenv("ISOBIT_TEST_DEVICE");
+  return make_backend({device != nullptr ? device : "cpu", threads, ""});
 }
 
 class Traffic : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     file_ = std::make_unique<TinyFile>();
+    other_ = std::make_unique<TinyFile>(TinyModel{.seed = 2, .layers = 1, .hidden = 32, .ffn = 32});
     random_ = std::make_unique<Random>();
     requests_ = users(*random_, 24);
     want_.clear();
     for (const Request& r : requests_) want_.push_back(alone(*file_, r));
   }
-  static void TearDownTestSuite() { file_.reset(); }
+  static void TearDownTestSuite() {
+    file_.reset();
+    other_.reset();
+  }
 
-  static inline std::unique_ptr<TinyFile> file_;
+  static inline std::unique_ptr<TinyFile> file_, other_;
   static inline std::unique_ptr<Random> random_;
   static inline std::vector<Request> requests_;
   static inline std::vector<Result> want_;
@@ -120,14 +134,18 @@ TEST_F(Traffic, NobodyMovesAnybodysBits) {
   Random& random = *random_;
   EngineStats all;
   int cancelled = 0, overdue = 0;
-  const int rounds = static_cast<int>(cases(120));
+  const int rounds = std::getenv("ISOBIT_TEST_DEVICE") != nullptr ? 24 : static_cast<int>(cases(120));
   for (int round = 0; round < rounds; round++) {
-    const EngineOptions o = random_options(random);
-    SCOPED_TRACE(
-        fmt::format("{}, round {}: {} requests, {} a step, chunk {}, {} pages of {}, cache {}, {} drafts, ahead {}",
-                    random.note(), round, o.max_requests, o.tokens_per_step, o.chunk, o.pages, o.page_size,
-                    o.prefix_cache, o.draft_tokens, *o.ahead));
-    const auto engine = file_->engine(o);
+    const EngineOptions o = random_options(random, file_->file(), other_->file());
+    SCOPED_TRACE(fmt::format(
+        "{}, round {}: {} requests, {} a step, chunk {}, {} pages of {}, cache {}, {} drafts, drafter {}, ahead {}",
+        random.note(), round, o.max_requests, o.tokens_per_step, o.chunk, o.pages, o.page_size, o.prefix_cache,
+        o.draft_tokens,
+        o.draft_file == nullptr          ? "none"
+        : o.draft_file == other_->file() ? "another"
+                                         : "the same",
+        *o.ahead));
+    const auto engine = std::make_unique<Engine>(backend(1), file_->file(), o);
     std::vector<std::pair<size_t, RequestId>> sent;
     for (int i = 0; i < 16; i++) {
       const auto which = static_cast<size_t>(random.below(static_cast<int>(requests_.size())));
@@ -167,7 +185,7 @@ TEST_F(Traffic, FromManyThreads) {
   o.max_requests = 5;
   o.pages = 12;
   o.draft_tokens = 4;
-  const auto engine = file_->engine(o, 2);
+  const auto engine = std::make_unique<Engine>(backend(2), file_->file(), o);
   EngineThread thread(*engine);
   constexpr int kThreads = 8, kEach = 20;
   std::vector<std::thread> submitters;
