@@ -10,8 +10,9 @@
 // for. It ends after at most (prompt + answer) steps, and the place goes to the first of those waiting. So a request
 // ends after at most the sum of (prompt + answer) of those ahead of it, of those that run when it comes to the front,
 // and of itself, in steps; where steps are started ahead of results, one more for each of them. One that arrives ahead
-// of it later adds its own and what is computed again. A running request behind whose count of sampled tokens matters
-// (presence and frequency penalties) keeps its place, though not its pages; it is one of "those that run".
+// of it later adds its own and what those it overtakes compute again. A running request behind whose count of sampled
+// tokens matters (presence and frequency penalties) keeps its place, though not its pages; it is one of "those that
+// run".
 #include <functional>
 #include <memory>
 #include <span>

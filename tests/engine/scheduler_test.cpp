@@ -114,10 +114,11 @@ class Simulation {
     k.rank = added.rank;
     // The stated bound: those ahead, those that run now, and itself; later, those that arrive ahead.
     k.bound = k.length + 1;
+    int32_t lost = 0;  // whoever is overtaken may have to compute again what it has, and others wait for it
+    for (auto& [id, other] : alive_) lost += added.ahead_of(*other.sequence) ? other.sequence->computed : 0;
     for (auto& [id, other] : alive_) {
       if (other.sequence->ahead_of(added) || other.sequence->slot >= 0) k.bound += other.length;
-      // Whoever is overtaken may lose what it has computed, too.
-      if (added.ahead_of(*other.sequence)) other.bound += k.length + other.sequence->computed;
+      if (added.ahead_of(*other.sequence)) other.bound += k.length + lost;
     }
     alive_[added.id] = k;
   }
