@@ -35,7 +35,53 @@ DeviceBytes to_device(const std::vector<T>& v) {
   return d;
 }
 
+int request_of(const int32_t* query_start, int requests, int token) {
+  return static_cast<int>(std::upper_bound(query_start, query_start + requests + 1, token) - query_start) - 1;
+}
+
 }  // namespace
+
+std::vector<uint16_t> attention_answer(const AttentionOnHost& a, int token, int head) {
+  const KvCacheView& cache = a.args.cache;
+  const int d = cache.head_dim, b = request_of(a.query_start, a.args.requests, token);
+  const int kv_head = head / (a.args.q_heads / cache.kv_heads);
+  std::vector<uint16_t> out(d, 0);
+  if (a.kv_len[b] == 0) return out;
+  const int added = a.query_start[b + 1] - a.query_start[b], prefix = a.kv_len[b] - added;
+  int position = prefix + token - a.query_start[b], exist = a.kv_len[b];
+  std::vector<int> path;
+  if (a.tree_parent != nullptr) {
+    for (int n = token - a.query_start[b]; n >= 0; n = a.tree_parent[a.query_start[b] + n]) path.push_back(n);
+    std::reverse(path.begin(), path.end());
+    position = prefix + static_cast<int>(path.size()) - 1;
+    exist = position + 1;
+  }
+  const int window = a.args.window, first = window > 0 ? std::max(0, position - window + 1) : 0;
+  const auto allowed = [&](int64_t p) {
+    if (p < first || (a.args.causal && p > position)) return false;
+    return a.mask == nullptr ||
+           ((a.mask[static_cast<size_t>(token) * a.args.mask_stride + p / 64] >> (p % 64)) & 1) != 0;
+  };
+  std::vector<uint16_t> keys(static_cast<size_t>(exist) * d), values(keys.size());
+  for (int p = first; p < exist; p++) {
+    const int slot = !path.empty() && p >= prefix ? prefix + path[p - prefix] : p;
+    const int64_t page = a.page_table[static_cast<int64_t>(b) * a.args.table_stride + slot / cache.page_size];
+    const int64_t at = ((page * cache.kv_heads + kv_head) * cache.page_size + slot % cache.page_size) * d;
+    a.key(at, kv_head, keys.data() + static_cast<size_t>(p) * d);
+    a.value(at, kv_head, values.data() + static_cast<size_t>(p) * d);
+  }
+  const auto key = [&](int64_t p) { return keys.data() + p * d; };
+  const auto value = [&](int64_t p) { return values.data() + p * d; };
+  const uint16_t* q = a.q + (static_cast<size_t>(token) * a.args.q_heads + head) * d;
+  const numerics::AttentionScale scale{a.args.scale, a.args.soft_cap};
+  const float* sink = a.sinks != nullptr ? a.sinks + head : nullptr;
+  if (a.args.type == DType::kF16) {
+    numerics::attention_row<Operand::kF16>(q, d, exist, key, value, allowed, scale, sink, out.data());
+  } else {
+    numerics::attention_row<Operand::kBF16>(q, d, exist, key, value, allowed, scale, sink, out.data());
+  }
+  return out;
+}
 
 void cuda_ok(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(fmt::format("{}: {}", what, cudaGetErrorString(status)));
@@ -212,49 +258,22 @@ std::vector<uint16_t> AttentionCase::output() const {
   return out;
 }
 
-int AttentionCase::request_of(int token) const {
-  return static_cast<int>(std::upper_bound(query_start_.begin(), query_start_.end(), token) - query_start_.begin()) - 1;
-}
-
 int64_t AttentionCase::cost(int token) const {
-  const int b = request_of(token);
+  const int b = request_of(query_start_.data(), static_cast<int>(kv_len_.size()), token);
   const int keys = shape_.window > 0 ? std::min(kv_len_[b], shape_.window) : kv_len_[b];
   return static_cast<int64_t>(keys) * (shape_.head_dim / 16 + shape_.head_dim / 16) + 1;
 }
 
 std::vector<uint16_t> AttentionCase::expected(int token, int head) const {
-  const int d = shape_.head_dim, b = request_of(token), kv_head = head / shape_.group;
-  std::vector<uint16_t> out(d, 0);
-  if (kv_len_[b] == 0) return out;
-  const int added = query_start_[b + 1] - query_start_[b], prefix = kv_len_[b] - added;
-  int position = prefix + token - query_start_[b], exist = kv_len_[b];
-  std::vector<int> path;
-  if (shape_.tree) {
-    for (int n = token - query_start_[b]; n >= 0; n = parent_[query_start_[b] + n]) path.insert(path.begin(), n);
-    position = prefix + static_cast<int>(path.size()) - 1;
-    exist = position + 1;
-  }
-  const auto element = [&](int64_t p) {
-    const int64_t slot = shape_.tree && p >= prefix ? prefix + path[p - prefix] : p;
-    const int64_t page = table_[static_cast<size_t>(b) * table_stride_ + slot / shape_.page_size];
-    return static_cast<size_t>((page * shape_.kv_heads + kv_head) * shape_.page_size + slot % shape_.page_size) * d;
-  };
-  const auto key = [&](int64_t p) { return k_.data() + element(p); };
-  const auto value = [&](int64_t p) { return v_.data() + element(p); };
-  const auto allowed = [&](int64_t p) {
-    if (shape_.causal && p > position) return false;
-    if (shape_.window > 0 && p <= position - shape_.window) return false;
-    return mask_.empty() || ((mask_[static_cast<size_t>(token) * mask_stride_ + p / 64] >> (p % 64)) & 1) != 0;
-  };
-  const uint16_t* q = q_.data() + (static_cast<size_t>(token) * q_heads() + head) * d;
-  const numerics::AttentionScale scale{args_.scale, shape_.soft_cap};
-  const float* sink = shape_.sinks ? &sinks_[head] : nullptr;
-  if (shape_.type == DType::kF16) {
-    numerics::attention_row<Operand::kF16>(q, d, exist, key, value, allowed, scale, sink, out.data());
-  } else {
-    numerics::attention_row<Operand::kBF16>(q, d, exist, key, value, allowed, scale, sink, out.data());
-  }
-  return out;
+  AttentionOnHost a{args_};
+  a.q = q_.data();
+  a.query_start = query_start_.data(), a.kv_len = kv_len_.data(), a.page_table = table_.data();
+  if (shape_.tree) a.tree_parent = parent_.data();
+  if (shape_.mask) a.mask = mask_.data();
+  if (shape_.sinks) a.sinks = sinks_.data();
+  a.key = [&](int64_t at, int, uint16_t* to) { std::copy_n(k_.data() + at, shape_.head_dim, to); };
+  a.value = [&](int64_t at, int, uint16_t* to) { std::copy_n(v_.data() + at, shape_.head_dim, to); };
+  return attention_answer(a, token, head);
 }
 
 cuda::KernelContext test_context() {

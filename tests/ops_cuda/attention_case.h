@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <random>
 #include <string>
@@ -29,6 +30,19 @@ struct AttentionShape {
 
   std::string describe() const;
 };
+
+// What a row's answer takes, in host memory; of `args` no pointer is used.
+struct AttentionOnHost {
+  const AttentionArgs& args;
+  const uint16_t* q = nullptr;
+  const int32_t *query_start = nullptr, *kv_len = nullptr, *page_table = nullptr, *tree_parent = nullptr;
+  const uint64_t* mask = nullptr;
+  const float* sinks = nullptr;
+  // head_dim elements of the cache, dequantised, from element `at` on; kv_head for the scale.
+  std::function<void(int64_t at, int kv_head, uint16_t*to)> key, value;
+};
+// What the contract says for one row.
+std::vector<uint16_t> attention_answer(const AttentionOnHost& a, int token, int head);
 
 // Device memory that frees itself.
 class DeviceBytes {
@@ -71,8 +85,6 @@ class AttentionCase {
   int q_heads() const { return shape_.kv_heads * shape_.group; }
 
  private:
-  int request_of(int token) const;
-
   AttentionShape shape_;
   int tokens_ = 0, table_stride_ = 0;
   std::vector<uint16_t> q_, k_, v_;  // k, v: dequantised

@@ -187,6 +187,21 @@ TEST(CudaAttention, WindowsAtTheirEdges) {
   }
 }
 
+// 131072 keys: decode and a chunk, sampled rows.
+TEST(CudaAttention, LongestContext) {
+  std::mt19937_64 random(seed() + 8);
+  for (const int head_dim : {64, 128}) {
+    AttentionShape s;
+    s.head_dim = head_dim;
+    s.group = 4;
+    s.sinks = random() % 2 != 0;
+    s.requests = {{131071, 1}};
+    check(s, random, 2, 1000000);
+    s.requests = {{131072 - 300, 300}};
+    check(s, random, 2, 1000000);
+  }
+}
+
 // One sequence as a whole, as chunks of any sizes and token by token (each token a request over the same pages): every
 // byte of every row.
 TEST(CudaAttention, PrefillChunksAndDecodeAgree) {

@@ -18,6 +18,7 @@
 #include "ops/cpu/cpu_backend.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/linear_cuda.h"
+#include "ops_cuda/attention_case.h"
 #include "ops_cuda/gpu_memory.h"
 
 namespace isobit {
@@ -416,6 +417,149 @@ std::string rope_case(Worker& worker, const Pools& pools) {
   return differs == want.end() ? std::string{} : fmt::format("{}: byte {}", text, differs - want.begin());
 }
 
+// Keys and values are finite (rule N21): a cache of drawn pages, which requests share as their tables happen to say.
+struct CachePools {
+  static uint16_t finite_16(Dice& dice, DType type) { return round_to(type, draw_32(dice, false)); }
+  static uint8_t finite_8(Dice& dice) {
+    const auto v = static_cast<uint8_t>(dice.engine());
+    return (v & 0x7f) == 0x7f ? uint8_t{0} : v;
+  }
+  Pool<uint16_t> bf16{Pools::kCount, [](Dice& d) { return finite_16(d, DType::kBF16); }};
+  Pool<uint16_t> f16{Pools::kCount, [](Dice& d) { return finite_16(d, DType::kF16); }};
+  Pool<uint8_t> e4m3{Pools::kCount, finite_8};
+  const Pool<uint16_t>& of(DType type) const { return type == DType::kBF16 ? bf16 : f16; }
+};
+
+// Requests of 1 to 4096 keys, log-uniform, as far as the outputs have room.
+struct AttentionDraw {
+  AttentionArgs args;
+  std::vector<int32_t> starts = {0}, lengths, table, parents;
+  std::vector<uint64_t> mask;
+
+  explicit AttentionDraw(Dice& dice) {
+    AttentionArgs& a = args;
+    static constexpr int32_t kDims[] = {64, 64, 128, 128, 256, 256, 96, 16}, kPages[] = {16, 16, 32, 64, 128, 1, 7};
+    a.type = dice.one_in(4) ? DType::kF16 : DType::kBF16;
+    a.cache.type = dice.one_in(6) ? DType::kF8E4M3 : a.type;
+    a.cache.head_dim = kDims[dice.range(0, 7)], a.cache.page_size = kPages[dice.range(0, 6)];
+    a.cache.kv_heads = static_cast<int32_t>(dice.range(1, 4));
+    a.q_heads = a.cache.kv_heads * static_cast<int32_t>(dice.range(1, 8));
+    a.cache.pages = Pools::kCount / a.cache.page_elements();
+    a.scale = 1.0f / std::sqrt(static_cast<float>(a.cache.head_dim));
+    if (dice.one_in(5)) a.soft_cap = 30.0f;
+    if (dice.one_in(3)) a.window = static_cast<int32_t>(dice.log_uniform(3000));
+    a.requests = static_cast<int32_t>(dice.log_uniform(64));
+    const int64_t most_tokens = static_cast<int64_t>(Worker::kOut) / (2 * a.q_heads * a.cache.head_dim);
+    const int64_t most_added = dice.one_in(3) ? 1 : dice.one_in(2) ? 16 : 4096;
+    for (int b = 0; b < a.requests; b++) {
+      const int64_t keys = dice.log_uniform(4096), room = most_tokens - a.tokens - (a.requests - b);
+      const int64_t added = 1 + std::min({dice.log_uniform(most_added) - 1, keys - 1, std::max<int64_t>(room, 0)});
+      lengths.push_back(dice.one_in(20) ? 0 : static_cast<int32_t>(keys));
+      a.tokens += static_cast<int32_t>(added);
+      starts.push_back(a.tokens);
+      a.max_query = std::max(a.max_query, static_cast<int32_t>(added));
+      a.max_kv = std::max(a.max_kv, static_cast<int32_t>(keys));
+    }
+    a.table_stride = (a.max_kv + a.cache.page_size - 1) / a.cache.page_size;
+    table.resize(static_cast<size_t>(a.requests * a.table_stride));
+    for (int32_t& page : table) page = static_cast<int32_t>(dice.range(0, a.cache.pages - 1));
+    if (a.max_query <= 16 && dice.one_in(3)) {
+      for (int b = 0; b < a.requests; b++) {
+        for (int i = 0; i < starts[b + 1] - starts[b]; i++)
+          parents.push_back(static_cast<int32_t>(dice.range(-1, i - 1)));
+      }
+    }
+    a.causal = !parents.empty() || !dice.one_in(8);
+    if (a.tokens <= 64 && dice.one_in(6)) {
+      a.mask_stride = (a.max_kv + 63) / 64;
+      mask.resize(static_cast<size_t>(a.tokens * a.mask_stride));
+      for (uint64_t& m : mask) m = dice.engine() | dice.engine();
+    }
+  }
+  std::string text() const {
+    return fmt::format(
+        "attention {} cache {} D {} heads {}/{} pages of {} cap {} window {} requests {} tokens {} keys {}"
+        "{}{}{}",
+        dtype_info(args.type).name, dtype_info(args.cache.type).name, args.cache.head_dim, args.q_heads,
+        args.cache.kv_heads, args.cache.page_size, args.soft_cap, args.window, args.requests, args.tokens, args.max_kv,
+        args.causal ? "" : " not causal", mask.empty() ? "" : " mask", parents.empty() ? "" : " tree");
+  }
+};
+
+// One row a case is compared, and more while they take fewer than kSteps steps of 16 products.
+std::string attention_case(Worker& worker, const Pools& pools) {
+  constexpr int64_t kSteps = 6000;
+  static const CachePools cache_pools;
+  Dice& dice = worker.dice;
+  AttentionDraw draw(dice);
+  AttentionArgs& a = draw.args;
+  const int64_t elements = a.cache.pages * a.cache.page_elements(), dim = a.cache.head_dim;
+  const auto q = cache_pools.of(a.type).part(int64_t{a.tokens} * a.q_heads * dim, true, dice);
+  const auto sinks = pools.ordinary.part(a.q_heads, false, dice);
+  const auto k_scale = pools.ordinary.part(a.cache.kv_heads, false, dice);
+  const auto v_scale = pools.ordinary.part(a.cache.kv_heads, false, dice);
+  if (dice.one_in(3)) a.sinks = sinks.gpu;
+  test::AttentionOnHost host{a};
+  host.q = q.host, a.q = q.gpu;
+  host.sinks = a.sinks != nullptr ? sinks.host : nullptr;
+  host.query_start = draw.starts.data(), host.kv_len = draw.lengths.data(), host.page_table = draw.table.data();
+  if (a.cache.type == DType::kF8E4M3) {
+    const auto k = cache_pools.e4m3.part(elements, true, dice), v = cache_pools.e4m3.part(elements, true, dice);
+    a.cache.k = const_cast<uint8_t*>(k.gpu), a.cache.v = const_cast<uint8_t*>(v.gpu);
+    a.cache.k_scale = k_scale.gpu, a.cache.v_scale = v_scale.gpu;
+    const auto reader = [&a, dim](const uint8_t* from, const float* scale) {
+      return [&a, dim, from, scale](int64_t at, int head, uint16_t* to) {
+        for (int64_t i = 0; i < dim; i++) {
+          to[i] = round_to(a.type, numerics::fmul(numerics::e4m3_to_f32(from[at + i]), scale[head]));
+        }
+      };
+    };
+    host.key = reader(k.host, k_scale.host), host.value = reader(v.host, v_scale.host);
+  } else {
+    const auto k = cache_pools.of(a.type).part(elements, true, dice),
+               v = cache_pools.of(a.type).part(elements, true, dice);
+    a.cache.k = const_cast<uint16_t*>(k.gpu), a.cache.v = const_cast<uint16_t*>(v.gpu);
+    const auto reader = [dim](const uint16_t* from) {
+      return [dim, from](int64_t at, int, uint16_t* to) { std::copy_n(from + at, dim, to); };
+    };
+    host.key = reader(k.host), host.value = reader(v.host);
+  }
+  size_t used = 0;
+  const auto place = [&](const auto& v) {
+    uint8_t* to = worker.scratch() + used;
+    worker.upload(to, v.data(), v.size() * sizeof(v[0]));
+    used += (v.size() * sizeof(v[0]) + 15) / 16 * 16;
+    return to;
+  };
+  a.query_start = reinterpret_cast<int32_t*>(place(draw.starts));
+  a.kv_len = reinterpret_cast<int32_t*>(place(draw.lengths));
+  a.page_table = reinterpret_cast<int32_t*>(place(draw.table));
+  if (!draw.parents.empty()) {
+    a.tree_parent = reinterpret_cast<int32_t*>(place(draw.parents));
+    host.tree_parent = draw.parents.data();
+  }
+  if (!draw.mask.empty()) {
+    a.mask = reinterpret_cast<uint64_t*>(place(draw.mask));
+    host.mask = draw.mask.data();
+  }
+  const int64_t row_bytes = dim * 2;
+  a.out = reinterpret_cast<uint16_t*>(worker.out(static_cast<size_t>(a.tokens * a.q_heads * row_bytes)));
+  a.check();
+  launch_attention(a, worker.context());
+  const uint8_t* got = worker.finish();
+  if (got == nullptr) return draw.text() + ": wrote behind its outputs";
+  for (int64_t steps = 0; steps < kSteps;) {
+    const int token = static_cast<int>(dice.range(0, a.tokens - 1)),
+              head = static_cast<int>(dice.range(0, a.q_heads - 1));
+    const std::vector<uint16_t> want = test::attention_answer(host, token, head);
+    if (std::memcmp(want.data(), got + (int64_t{token} * a.q_heads + head) * row_bytes, row_bytes) != 0) {
+      return fmt::format("{}: token {} head {}", draw.text(), token, head);
+    }
+    steps += 500 + int64_t{a.max_kv} * dim / 8;
+  }
+  return {};
+}
+
 // Cases in one thread a core, until one is wrong.
 void run_cases(const RandomCase& one) {
   static const Pools pools;
@@ -446,6 +590,7 @@ TEST(GpuRandom, RmsNorm) { run_cases(norm_case); }
 TEST(GpuRandom, Embed) { run_cases(embed_case); }
 TEST(GpuRandom, RopeCache) { run_cases(rope_case); }
 TEST(GpuRandom, LogProbs) { run_cases(log_probs_case); }
+TEST(GpuRandom, Attention) { run_cases(attention_case); }
 
 }  // namespace
 }  // namespace isobit
