@@ -5,6 +5,7 @@
 #include "engine/device.h"
 #include "engine/tiny_model.h"
 #include "models/family_golden.h"
+#include "models/tiny_config.h"
 #include "numerics/dequantize.h"
 #include "numerics/ieee.h"
 #include "numerics/rope_scaling.h"
@@ -200,11 +201,6 @@ INSTANTIATE_TEST_SUITE_P(Tiny, GgufTwin, ::testing::ValuesIn(kTwins), [](const a
   std::ranges::replace(name, '-', '_');
   return name;
 });
-
-ModelConfig config_of(const TinyModel& m) {
-  const std::vector<std::byte> bytes = build_tiny_model(m);
-  return read_config(parse_gguf(bytes, "tiny"));
-}
 
 TEST(GgufConfig, HeadsMayDifferByLayer) {
   TinyModel m{.architecture = "gemma3", .layers = 6, .head_dim = 32};

@@ -7,16 +7,12 @@
 
 #include "engine/tiny_model.h"
 #include "models/load_check.h"
+#include "models/tiny_config.h"
 #include "weights/expect_error.h"
 #include "weights/gguf.h"
 
 namespace isobit::test {
 namespace {
-
-ModelConfig config_of(const TinyModel& m) {
-  const std::vector<std::byte> bytes = build_tiny_model(m);
-  return read_config(parse_gguf(bytes, "tiny"));
-}
 
 void expect_refused(ErrorCode code, const TinyModel& m, std::initializer_list<std::string_view> parts) {
   const std::vector<std::byte> bytes = build_tiny_model(m);
