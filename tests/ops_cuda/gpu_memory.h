@@ -31,9 +31,14 @@ class GpuArray {
 
   T* data() const { return reinterpret_cast<T*>(static_cast<std::byte*>(base_) + kGuard); }
   size_t count() const { return count_; }
-  void poison() { cuda::check(cudaMemset(base_, kPoison, bytes() + 2 * kGuard), "poison"); }
+  // Both wait: the tests' own streams do not wait for the default one.
+  void poison() {
+    cuda::check(cudaMemset(base_, kPoison, bytes() + 2 * kGuard), "poison");
+    cuda::check(cudaDeviceSynchronize(), "poison");
+  }
   void set(const std::vector<T>& host) {
     cuda::check(cudaMemcpy(data(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice), "to the GPU");
+    cuda::check(cudaDeviceSynchronize(), "to the GPU");
   }
   std::vector<T> get() const {
     std::vector<T> host(count_);
