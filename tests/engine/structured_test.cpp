@@ -118,7 +118,7 @@ item ::= "{\"name\": \"" [a-d]{1,3} "\", \"ok\": " ("true" | "false") "}")"};
   tight.draft_tokens = 3;
   tight.max_requests = 4;
   tight.context = 256;
-  tight.pages = 24;
+  tight.pages = 20;
   for (const EngineOptions& o : {EngineOptions{}, drafts, tight}) {
     Session s = session(o);
     std::vector<RequestId> ids;
@@ -136,7 +136,7 @@ item ::= "{\"name\": \"" [a-d]{1,3} "\", \"ok\": " ("true" | "false") "}")"};
     if (o.draft_tokens > 0) {
       EXPECT_GT(s.engine().stats().accepted_tokens, 0) << "drafts were not tried";
     }
-    if (o.pages == 24) {
+    if (o.pages == 20) {
       EXPECT_GT(s.engine().stats().preemptions, 0) << "nobody was preempted";
     }
   }

@@ -227,7 +227,7 @@ class ChunkOrder : public VerifyTest {
  protected:
   // Splits K of one projection and expects to be told which, everywhere.
   void expect_found(int layer, int matrix, const std::string& op) const {
-    constexpr int kBefore = 1, kMatricesPerLayer = 4;  // the embedding; qkv, output, gate and up, down
+    constexpr int kBefore = 2, kMatricesPerLayer = 4;  // embedding and head; qkv, output, gate and up, down
     const int victim = kBefore + layer * kMatricesPerLayer + matrix;
     const auto rows = verify([&](auto b) { return std::make_unique<SplitK>(std::move(b), victim); });
     size_t found = 0;

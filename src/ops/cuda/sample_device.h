@@ -268,7 +268,8 @@ __device__ inline float fine_score_above(float z, uint32_t r) {
 }
 __device__ inline float fine_score_below(float z, uint32_t r) {
   const float u = __fmaf_ru(__uint2float_ru(r), 0x1p-32f, 0x1p-33f);
-  return __fmaf_rn(-kLn2F, __fadd_rn(fast_log2(u), -fast_log2(__fadd_rd(1.0f, -u))), z);
+  const float rest = fmaxf(__fadd_rd(1.0f, -u), 0.0f);  // where u is rounded past 1 the bound is -infinity
+  return __fmaf_rn(-kLn2F, __fadd_rn(fast_log2(u), -fast_log2(rest)), z);
 }
 __device__ inline float score_floor(float below) { return below - 2e-4f - fabsf(below) * 0x1p-19f; }
 
