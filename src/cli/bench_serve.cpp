@@ -77,6 +77,7 @@ class ServeBench {
     start_ = ServeClock::now();
     std::vector<std::thread> threads;
     const int clients = std::min(f_.concurrency, f_.requests);
+    threads.reserve(static_cast<size_t>(clients));
     for (int i = 0; i < clients; i++) threads.emplace_back([this] { work(); });
     show_progress();
     for (auto& t : threads) t.join();

@@ -57,7 +57,8 @@ void DraftModel::run(SamplerSlots& slots) {
     a.sequence->drafted_to = a.first + a.count;
     for (int32_t i = 0; i < a.drafts; i++) {
       // -1 where the draft's logits are not finite: any token will do as a guess.
-      a.sequence->drafts[static_cast<size_t>(i)] = std::max(0, drawn[static_cast<size_t>(i * rows + a.row)]);
+      const auto at = static_cast<size_t>(i) * static_cast<size_t>(rows) + static_cast<size_t>(a.row);
+      a.sequence->drafts[static_cast<size_t>(i)] = std::max(0, drawn[at]);
     }
   }
   asked_.clear();

@@ -72,8 +72,9 @@ struct Engine::DraftRows {
     for (const Part& p : parts) {
       if (p.sample_row < 0) continue;
       for (int32_t i = 0; i < p.drafts; i++) {
-        parent[static_cast<size_t>(row + 1 + i)] = row + i;
-        token[static_cast<size_t>(row + 1 + i)] = p.sequence->drafts[static_cast<size_t>(i)];
+        const size_t at = static_cast<size_t>(row) + static_cast<size_t>(i) + 1;
+        parent[at] = row + i;
+        token[at] = p.sequence->drafts[static_cast<size_t>(i)];
       }
       row += p.sampled();
       first_row[++count] = row;

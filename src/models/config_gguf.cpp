@@ -37,6 +37,7 @@ class GgufConfig {
                                ffn = per_layer("feed_forward_length", 1 << 22);
     read_windows();
     std::vector<int64_t> divided;
+    divided.reserve(q_heads.size());
     for (const int64_t heads : q_heads) divided.push_back(std::max<int64_t>(1, c.hidden / heads));
     const std::vector<int64_t> keys = head_sizes("attention.key_length", divided),
                                values = head_sizes("attention.value_length", keys);
