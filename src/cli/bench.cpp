@@ -133,7 +133,7 @@ int bench_cpu(BenchFlags& f) {
       if (i >= 0) rates.decode[c].push_back(rate), rates.peer_decode[c].push_back(other);
     }
   }
-  nlohmann::json j = {{"model", path},
+  nlohmann::json j = {{"model", std::filesystem::path(path).filename()},
                       {"threads", threads},
                       {"device", engine.backend().info().description},
                       {"repetitions", f.repetitions},

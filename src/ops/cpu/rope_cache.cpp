@@ -22,11 +22,14 @@ namespace {
 
 using namespace numerics;
 
+// The exponent of infinities and NaNs.
+uint16_t InfiniteExponent(DType type) { return type == DType::kBF16 ? 0x7f80 : 0x7c00; }
+
 // To 16 bits. Returns whether all are finite.
 bool RoundRow(DType type, const float* x, size_t n, uint16_t* out) {
   const F32 d;
   const U32Of<F32> du;
-  const uint16_t infinite = type == DType::kBF16 ? 0x7f80 : 0x7c00;
+  const uint16_t infinite = InfiniteExponent(type);
   auto exponents = hn::Zero(du);
   size_t i = 0;
   for (; type == DType::kBF16 && i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
@@ -90,7 +93,7 @@ bool StoreHead(const KvCacheView& cache, void* base, const float* scales, int64_
   }
   uint16_t* to = static_cast<uint16_t*>(base) + first;
   finite = RoundRow(cache.type, x, static_cast<size_t>(cache.head_dim), to);
-  const uint16_t exponent = cache.type == DType::kBF16 ? 0x7f80 : 0x7c00;
+  const uint16_t exponent = InfiniteExponent(cache.type);
   for (int i = 0; !finite && i < cache.head_dim; i++) to[i] = (to[i] & exponent) == exponent ? uint16_t{0} : to[i];
   return finite;
 }
