@@ -46,23 +46,33 @@ struct Arena {
   struct alignas(64) Share {
     std::atomic<uint64_t> range;
 
+    struct Some {
+      int64_t first, count;
+    };
     void set(int64_t first, int64_t second) { range = pack(first, second); }
-    int64_t front() { return take(1, 0); }
-    int64_t back() { return take(0, 1); }
+    // From the front up to `most` panels, fewer towards the end, where the threads should end together; count 0: none
+    // is left.
+    Some front(int64_t most) {
+      return take([&](Some all) { return Some{all.first, std::min(most, (all.count + 3) / 4)}; });
+    }
+    Some back() {
+      return take([](Some all) { return Some{all.first + all.count - 1, 1}; });
+    }
 
    private:
     static uint64_t pack(int64_t first, int64_t second) {
       return static_cast<uint64_t>(first) << 32 | static_cast<uint64_t>(second);
     }
-    // -1: none is left.
-    int64_t take(int64_t from_front, int64_t from_back) {
+    template <typename Choose>
+    Some take(Choose choose) {
       uint64_t old = range.load(std::memory_order_relaxed);
       for (;;) {
         const auto first = static_cast<int64_t>(old >> 32), second = static_cast<int64_t>(old & 0xffffffff);
-        if (first >= second) return -1;
-        if (range.compare_exchange_weak(old, pack(first + from_front, second - from_back), std::memory_order_relaxed)) {
-          return from_front != 0 ? first : second - 1;
-        }
+        if (first >= second) return {first, 0};
+        const Some some = choose({first, second - first});
+        const bool in_front = some.first == first;
+        const uint64_t rest = in_front ? pack(first + some.count, second) : pack(first, some.first);
+        if (range.compare_exchange_weak(old, rest, std::memory_order_relaxed)) return some;
       }
     }
   };
@@ -99,7 +109,7 @@ void gemm_single(const Cpu& cpu, const GemmArgs& a, const PackedLinear& w, int64
     arena.shares[static_cast<size_t>(t)].set(panels * t / threads, panels * (t + 1) / threads);
   }
   const PrepareFn prepare = prepare_row_for(cpu.simd);
-  const PanelFn run = gemm_panel_for(cpu.simd);
+  const SingleFn run = gemm_single_for(cpu.simd);
   cpu.pool.parallel_for(threads, [&](int thread, int64_t t) {
     const auto first = static_cast<size_t>(panels * t / threads);
     prefetch(w.panels()[first].data);
@@ -107,10 +117,12 @@ void gemm_single(const Cpu& cpu, const GemmArgs& a, const PackedLinear& w, int64
     Arena::Thread& own = arena.own(thread);
     const GemmJob job{&a, &w, own.single.prepared(1, w.groups() * kGroup)};
     prepare(job, 0);
-    for (int64_t p; (p = arena.shares[static_cast<size_t>(t)].front()) >= 0;) run(job, 0, 1, p, own.scratch);
+    using Some = Arena::Share::Some;
+    Arena::Share& mine = arena.shares[static_cast<size_t>(t)];
+    for (Some s; (s = mine.front(kSinglePanels)).count > 0;) run(job, s.first, s.count, own.scratch);
     for (int64_t i = 1; i < threads; i++) {
       Arena::Share& other = arena.shares[static_cast<size_t>((t + i) % threads)];
-      for (int64_t p; (p = other.back()) >= 0;) run(job, 0, 1, p, own.scratch);
+      for (Some s; (s = other.back()).count > 0;) run(job, s.first, s.count, own.scratch);
     }
   });
 }

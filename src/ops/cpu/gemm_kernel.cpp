@@ -403,10 +403,18 @@ HWY_INLINE void RunSingle(const GemmJob& job, const PackedLinear::Panel& p, int6
 }
 
 // Not inlined: no arithmetic may move in or out, where the rounding mode is another.
-HWY_NOINLINE bool RunTwelve(const TwelveChain& chain, float* acc) {
-  bool exact = true;
-  for (int block = 0; block < kPanel; block += static_cast<int>(hn::Lanes(W16()))) exact &= chain.Run(block, acc);
+HWY_NOINLINE uint32_t RunTwelve(const TwelveStream& stream) {
+  uint32_t exact = ~uint32_t{0};
+  for (int block = 0; block < kPanel; block += static_cast<int>(hn::Lanes(W16()))) exact &= stream.Run(block);
   return exact;
+}
+
+// Groups [from, to) of a kTwelve panel.
+TwelveRun Groups(const GemmJob& job, const PackedLinear::Panel& p, int64_t from, int64_t to, float* acc) {
+  const auto* data = reinterpret_cast<const uint8_t*>(p.data) + from * int64_t{group_bytes(PanelFormat::kTwelve)};
+  return {
+      data, p.bases + from, (to - from) * (kGroup / 16), job.x.value + from * kGroup, job.x.below_words + from * kGroup,
+      acc};
 }
 
 // Groups [from, to) of a kTwelve panel by the general step, spilled or not.
@@ -426,13 +434,11 @@ void RunSingleTwelve(const GemmJob& job, const PackedLinear::Panel& p, int64_t r
     if (end > from) {
       float before[kPanel];
       std::copy_n(acc, kPanel, before);
-      const auto* data = reinterpret_cast<const uint8_t*>(p.data) + from * int64_t{group_bytes(PanelFormat::kTwelve)};
-      const TwelveChain chain{data, p.bases + from, (end - from) * (kGroup / 16), job.x.value + from * kGroup,
-                              job.x.below_words + from * kGroup};
+      const TwelveRun run = Groups(job, p, from, end, acc);
       bool exact;
       {
         const TowardZeroMode mode;
-        exact = RunTwelve(chain, acc);
+        exact = (RunTwelve({&run, 1}) & 1) != 0;
       }
       if (!exact) {
         std::copy_n(before, kPanel, acc);
@@ -657,6 +663,64 @@ void GemmPanel(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, Ge
   }
 }
 
+#if HWY_TARGET != HWY_SCALAR
+namespace {
+
+// Whether panels [first, first + count) are one stream for the row: nothing spilled, no sum cut into chunks.
+bool Streams(const GemmJob& job, int64_t first, int64_t count) {
+  if (job.x.below_words == nullptr || (job.x.general[0] & kGeneralTwelve) != 0) return false;
+  if (numerics::gemm_chunk_k(job.w->n(), job.w->k()) < job.w->k()) return false;
+  const auto panels = job.w->panels().subspan(static_cast<size_t>(first), static_cast<size_t>(count));
+  return std::all_of(panels.begin(), panels.end(), [](const PackedLinear::Panel& p) {
+    return p.format == PanelFormat::kTwelve && p.spill == nullptr;
+  });
+}
+
+// False: these panels are no stream, nothing is done.
+bool SingleStream(const GemmJob& job, int64_t first, int64_t count, GemmScratch& s) {
+  const bool gated = job.w->form() == LinearForm::kGated;
+  const auto panels = job.w->panels();
+  const auto partner = static_cast<int64_t>(panels.size() / 2);
+  if (!Streams(job, first, count) || (gated && !Streams(job, first + partner, count))) return false;
+  TwelveRun runs[2 * kSinglePanels];
+  int64_t panel[2 * kSinglePanels];
+  int n = 0;
+  for (int half = 0; half < (gated ? 2 : 1); half++) {
+    for (int64_t i = 0; i < count; i++, n++) {
+      float* acc = s.acc[half] + i * kPanel;
+      std::fill_n(acc, kPanel, 0.0f);
+      panel[n] = first + i + half * partner;
+      runs[n] = Groups(job, panels[static_cast<size_t>(panel[n])], 0, job.w->groups(), acc);
+    }
+  }
+  uint32_t exact;
+  {
+    const TowardZeroMode mode;
+    exact = RunTwelve({runs, n});
+  }
+  for (int i = 0; i < n; i++) {
+    if (HWY_LIKELY((exact >> i & 1) != 0)) continue;
+    std::fill_n(runs[i].acc, kPanel, 0.0f);
+    GeneralGroups(job, panels[static_cast<size_t>(panel[i])], 0, 0, job.w->groups(), s, runs[i].acc);
+  }
+  for (int64_t i = 0; i < count; i++) {
+    const PackedLinear::Panel& p = panels[static_cast<size_t>(first + i)];
+    float* up = gated ? s.acc[1] + i * kPanel : nullptr;
+    Finish(*job.args, job.w->outputs(), 0, p.row, p.rows, s.acc[0] + i * kPanel, up);
+  }
+  return true;
+}
+
+}  // namespace
+#endif
+
+void GemmSingle(const GemmJob& job, int64_t first, int64_t count, GemmScratch& s) {
+#if HWY_TARGET != HWY_SCALAR
+  if (SingleStream(job, first, count, s)) return;
+#endif
+  for (int64_t i = 0; i < count; i++) GemmPanel(job, 0, 1, first + i, s);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace isobit::cpu
 HWY_AFTER_NAMESPACE();
@@ -666,10 +730,12 @@ namespace isobit::cpu {
 
 HWY_EXPORT(PrepareRow);
 HWY_EXPORT(GemmPanel);
+HWY_EXPORT(GemmSingle);
 HWY_EXPORT(PackTwelve);
 
 PrepareFn prepare_row_for(int64_t simd) { return for_target(HWY_DISPATCH_TABLE(PrepareRow), simd); }
 PanelFn gemm_panel_for(int64_t simd) { return for_target(HWY_DISPATCH_TABLE(GemmPanel), simd); }
+SingleFn gemm_single_for(int64_t simd) { return for_target(HWY_DISPATCH_TABLE(GemmSingle), simd); }
 PackTwelveFn pack_twelve_for(int64_t simd) { return for_target(HWY_DISPATCH_TABLE(PackTwelve), simd); }
 
 }  // namespace isobit::cpu

@@ -6,8 +6,9 @@
 
 namespace isobit::cpu {
 
-constexpr int kRowBlock = 128;  // rows of x in one task: their prepared form stays in the second-level cache
-constexpr int kSlice = 256;     // k unpacked at a time: 16 KB of weights, in the first-level cache
+constexpr int kRowBlock = 128;    // rows of x in one task: their prepared form stays in the second-level cache
+constexpr int kSinglePanels = 4;  // a single row's, taken at once: what begins and ends a panel is hidden under others
+constexpr int kSlice = 256;       // k unpacked at a time: 16 KB of weights, in the first-level cache
 
 // Exponents (biased) of the activations for which the vector kernel is exact.
 constexpr int kActivationExponentMin = 127 - 51, kActivationExponentMax = 127 + 15;
@@ -45,6 +46,8 @@ struct GemmJob {
 using PrepareFn = void (*)(const GemmJob& job, int64_t row);
 // One panel (of a gated pair: panel and its partner) for rows [begin, end), at most kRowBlock of them.
 using PanelFn = void (*)(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, GemmScratch& scratch);
+// Panels [first, first + count) (of a gated pair: and their partners) for the one row there is.
+using SingleFn = void (*)(const GemmJob& job, int64_t first, int64_t count, GemmScratch& scratch);
 
 // Groups of a panel in a compact format, made kTwelve: data, the groups' bases, and the words of those spilled.
 using PackTwelveFn = void (*)(PanelFormat from, const std::byte* compact, int64_t groups, std::byte* to, uint8_t* bases,
@@ -52,6 +55,7 @@ using PackTwelveFn = void (*)(PanelFormat from, const std::byte* compact, int64_
 
 PrepareFn prepare_row_for(int64_t simd);
 PanelFn gemm_panel_for(int64_t simd);
+SingleFn gemm_single_for(int64_t simd);
 PackTwelveFn pack_twelve_for(int64_t simd);
 
 }  // namespace isobit::cpu

@@ -8,7 +8,9 @@
 #endif
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
+#include <utility>
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
@@ -48,28 +50,35 @@ HWY_INLINE void LoadFour(const uint8_t* step, const uint8_t* table, int j, VW* w
   words[3] = hn::BitCast(d16, hn::InterleaveUpper(d8, x1, h1));
 }
 
-// Chains of one row over a run of groups, `block` the first of the outputs taken at once.
+// A run of groups of one panel and the activations that they meet.
+struct TwelveRun {
+  const uint8_t* data;
+  const uint8_t* bases;  // of each group
+  int64_t steps;         // at least 1
+  const float* value;
+  const uint32_t* below;  // of each k: how far under kActivationExponentMax, in both of a word's high bytes
+  float* acc;             // kPanel sums so far
+};
+
+// Chains of one row over runs, one after the other without a seam: `block` is the first of the outputs taken at once.
 //
 // The step is gemm_kernel.cpp's, in words of 16 bits where that saves half: the largest exponent, and the scale, which
 // is added to a weight's exponent instead of multiplied to the product. So, with E at least kLeastExponent:
 //   w·2^(25-E)·a: exponents of w from -26 to 25 and of zeros (kZeroExponent) stay inside f32's normal range while
 //   E <= 61 (c is under 2^56: weights under 2^26, activations under 2^16, K under 2^14 more), a zero's product stays
 //   under 2^-1, and so does that of any activation too small for `below` to know.
-// A lane whose true E is lower, all its products and c being under 2^-47, makes the result void: false.
+// A lane whose true E is lower, all its products and c being under 2^-47, makes its run's result void.
 // Instructions of the vector unit for 16 products of 16 outputs (two vectors): 84 for words and E, 144 for products, 22
-// for the step: 7.8 for 8 products. The words of the next step are made where the chain from c to the first product
-// that needs its scale leaves the vector unit idle: half before this step's products, half after (6% of a decoded token
-// against making them between the products).
-struct TwelveChain {
+// for the step: 7.8 for 8 products. The words of the next step, which may be the next run's first, are made where the
+// chain from c to the first product that needs its scale leaves the vector unit idle: half before this step's products,
+// half after (6% of a decoded token against making them between the products).
+struct TwelveStream {
   static constexpr int kLeastExponent = 127 - 48;  // biased
   static constexpr int kAhead = 2048;              // bytes: what a memory access takes
   static constexpr int kLift = kActivationExponentMax - 127;
 
-  const uint8_t* data;
-  const uint8_t* bases;
-  int64_t steps;
-  const float* value;
-  const uint32_t* below;  // of each k: how far under kActivationExponentMax, in both of a word's high bytes
+  const TwelveRun* runs;
+  int count;  // 1 to 32
 
   HWY_INLINE static VW Exponents(const VW* words, const uint32_t* below, VW largest) {
     const W16 d16;
@@ -81,68 +90,88 @@ struct TwelveChain {
     return largest;
   }
 
-  HWY_INLINE void Words(int64_t s, int j, int block, uint16_t* to, VW& largest) const {
+  // A quarter of a step's words: k = 4j to 4j + 3.
+  HWY_INLINE static void Words(const uint8_t* step, const uint8_t* table, const uint32_t* below, int j, uint16_t* to,
+                               VW& largest) {
     VW w[4];
-    LoadFour(data + s * kTwelveStep + 2 * block, kTwelve.high[bases[s / 2]], j, w);
-    largest = Exponents(w, below + 16 * s + 4 * j, largest);
+    LoadFour(step, table, j, w);
+    largest = Exponents(w, below + 4 * j, largest);
     ISOBIT_UNROLL(4)
     for (size_t i = 0; i < 4; i++) hn::Store(w[i], W16(), to + (static_cast<size_t>(4 * j) + i) * kPanel);
   }
 
-  // acc: outputs in order. The rounding mode must be toward zero.
-  HWY_INLINE bool Run(int block, float* acc) const {
+  // The rounding mode must be toward zero. Returns a bit for each run: its sums are exact.
+  HWY_INLINE uint32_t Run(int block) const {
     const W16 d16;
     const WU du;
     const WF df;
     HWY_ALIGN uint16_t buffer[2 * 16 * kPanel];
     const VW floor = hn::Set(d16, kLeastExponent << 8);
     const auto high = hn::Set(du, 0xffff0000);
-    VW least = floor, largest = hn::Zero(d16);
-    hn::Vec<WF> c0, c1;
-    hn::LoadInterleaved2(df, acc + block, c0, c1);
-    for (int j = 0; j < 4; j++) Words(0, j, block, buffer, largest);
-    for (int64_t s = 0; s < steps; s++) {
-      const uint16_t* words = buffer + s % 2 * 16 * kPanel;
-      uint16_t* next_words = buffer + (s + 1) % 2 * 16 * kPanel;
-      const int64_t next = std::min(s + 1, steps - 1);
-      const float* a = value + 16 * s;
-      for (int i = 0; i < kTwelveStep; i += 64) hwy::Prefetch(data + s * kTwelveStep + kAhead + i);
-      // E: the largest of the products' and c's exponents, above other bits.
-      const VW c = hn::OddEven(hn::BitCast(d16, c1), hn::BitCast(d16, hn::ShiftRight<16>(hn::BitCast(du, c0))));
-      const VW products = hn::Add(largest, hn::Set(d16, kLift << 8));
-      const VW raw = hn::Max(products, hn::Add(c, c));
-      least = hn::Min(least, raw);
-      const VW e = hn::And(hn::ShiftRight<1>(hn::Max(raw, floor)), hn::Set(d16, 0x7f80));
-      const VW shift = hn::Sub(hn::Set(d16, 152 << 7), e);  // 25 - E, in the place of an exponent
-      const VW up = hn::Sub(hn::Set(d16, static_cast<uint16_t>(279u << 7)), e);
-      const auto up0 = hn::ShiftLeft<16>(hn::BitCast(du, up)), up1 = hn::And(hn::BitCast(du, up), high);
-      auto s0 = Truncate(df, hn::Mul(c0, hn::BitCast(df, up0))), s1 = Truncate(df, hn::Mul(c1, hn::BitCast(df, up1)));
-      largest = hn::Zero(d16);
-      const auto prepare = [&](int j) HWY_ATTR {
-        Words(next, j, block, next_words, largest);
-        largest = Settle(largest);
-      };
-      prepare(0);
-      prepare(1);
-      ISOBIT_UNROLL(4)
-      for (int j = 0; j < 4; j++) {
-        ISOBIT_UNROLL(4)
-        for (size_t i = 0; i < 4; i++) {
-          const size_t k = static_cast<size_t>(4 * j) + i;
-          const auto w = hn::BitCast(du, hn::Add(hn::Load(d16, words + k * kPanel), shift));
-          const auto x = hn::Set(df, a[k]);
-          s0 = Settle(hn::Add(s0, Truncate(df, hn::Mul(hn::BitCast(df, hn::ShiftLeft<16>(w)), x))));
-          s1 = Settle(hn::Add(s1, Truncate(df, hn::Mul(hn::BitCast(df, hn::And(w, high)), x))));
-        }
-      }
-      prepare(2);
-      prepare(3);
-      const auto down = hn::Set(du, 254u << 23);
-      c0 = hn::Mul(CutToFloat(df, s0), hn::BitCast(df, hn::Sub(down, up0)));
-      c1 = hn::Mul(CutToFloat(df, s1), hn::BitCast(df, hn::Sub(down, up1)));
+    uint16_t *words = buffer, *next_words = buffer + 16 * kPanel;
+    VW largest = hn::Zero(d16);
+    for (int j = 0; j < 4; j++) {
+      Words(runs[0].data + 2 * block, kTwelve.high[runs[0].bases[0]], runs[0].below, j, words, largest);
     }
-    hn::StoreInterleaved2(c0, c1, df, acc + block);
-    return hn::AllTrue(d16, hn::Eq(least, floor));
+    uint32_t exact = 0;
+    for (int i = 0; i < count; i++) {
+      const TwelveRun& run = runs[i];
+      const TwelveRun& following = runs[std::min(i + 1, count - 1)];
+      const uint8_t* const end = run.data + run.steps * kTwelveStep;
+      // Reading goes on where the next run lies, or, after the last, behind it.
+      const std::ptrdiff_t jump = i + 1 < count ? following.data - end : 0;
+      VW least = floor;
+      hn::Vec<WF> c0, c1;
+      hn::LoadInterleaved2(df, run.acc + block, c0, c1);
+      for (int64_t s = 0; s < run.steps; s++) {
+        const bool last = s + 1 == run.steps;
+        const uint8_t* step = run.data + s * kTwelveStep;
+        const uint8_t* next = (last ? following.data : step + kTwelveStep) + 2 * block;
+        const uint8_t* table = kTwelve.high[last ? following.bases[0] : run.bases[(s + 1) / 2]];
+        const uint32_t* below = last ? following.below : run.below + 16 * (s + 1);
+        const float* a = run.value + 16 * s;
+        const uint8_t* ahead = step + kAhead;
+        if (ahead >= end) ahead += jump;
+        for (int at = 0; at < kTwelveStep; at += 64) hwy::Prefetch(ahead + at);
+        // E: the largest of the products' and c's exponents, above other bits.
+        const VW c = hn::OddEven(hn::BitCast(d16, c1), hn::BitCast(d16, hn::ShiftRight<16>(hn::BitCast(du, c0))));
+        const VW products = hn::Add(largest, hn::Set(d16, kLift << 8));
+        const VW raw = hn::Max(products, hn::Add(c, c));
+        least = hn::Min(least, raw);
+        const VW e = hn::And(hn::ShiftRight<1>(hn::Max(raw, floor)), hn::Set(d16, 0x7f80));
+        const VW shift = hn::Sub(hn::Set(d16, 152 << 7), e);  // 25 - E, in the place of an exponent
+        const VW up = hn::Sub(hn::Set(d16, static_cast<uint16_t>(279u << 7)), e);
+        const auto up0 = hn::ShiftLeft<16>(hn::BitCast(du, up)), up1 = hn::And(hn::BitCast(du, up), high);
+        auto s0 = Truncate(df, hn::Mul(c0, hn::BitCast(df, up0))), s1 = Truncate(df, hn::Mul(c1, hn::BitCast(df, up1)));
+        largest = hn::Zero(d16);
+        const auto prepare = [&](int j) HWY_ATTR {
+          Words(next, table, below, j, next_words, largest);
+          largest = Settle(largest);
+        };
+        prepare(0);
+        prepare(1);
+        ISOBIT_UNROLL(4)
+        for (int j = 0; j < 4; j++) {
+          ISOBIT_UNROLL(4)
+          for (size_t l = 0; l < 4; l++) {
+            const size_t k = static_cast<size_t>(4 * j) + l;
+            const auto w = hn::BitCast(du, hn::Add(hn::Load(d16, words + k * kPanel), shift));
+            const auto x = hn::Set(df, a[k]);
+            s0 = Settle(hn::Add(s0, Truncate(df, hn::Mul(hn::BitCast(df, hn::ShiftLeft<16>(w)), x))));
+            s1 = Settle(hn::Add(s1, Truncate(df, hn::Mul(hn::BitCast(df, hn::And(w, high)), x))));
+          }
+        }
+        prepare(2);
+        prepare(3);
+        const auto down = hn::Set(du, 254u << 23);
+        c0 = hn::Mul(CutToFloat(df, s0), hn::BitCast(df, hn::Sub(down, up0)));
+        c1 = hn::Mul(CutToFloat(df, s1), hn::BitCast(df, hn::Sub(down, up1)));
+        std::swap(words, next_words);
+      }
+      hn::StoreInterleaved2(c0, c1, df, run.acc + block);
+      exact |= hn::AllTrue(d16, hn::Eq(least, floor)) ? 1u << i : 0u;
+    }
+    return exact;
   }
 };
 

@@ -22,7 +22,7 @@ namespace isobit::cpu {
 constexpr int kTwelveStep = 384;         // bytes of 16 k
 constexpr uint8_t kHasZeros = 0x80;      // in a group's base
 constexpr uint8_t kSpilled = 0xff;       // instead of one
-constexpr int kZeroExponent = 36;        // biased, of what a zero is unpacked as; see TwelveChain
+constexpr int kZeroExponent = 36;        // biased, of what a zero is unpacked as; see TwelveStream
 constexpr int kSpill = kPanel * kGroup;  // bf16 of a spilled group: [k][output]
 
 struct TwelveTables {
