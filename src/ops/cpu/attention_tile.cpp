@@ -51,20 +51,25 @@ class TileRun {
   static constexpr bool kWords = kind == Operand::kBF16;
   static constexpr size_t kChunk = words::kMostRows;
 
-  int64_t page_run(int64_t key, int64_t index, int64_t high) const;
+  struct Run {  // keys that follow each other in the cache, the first of them `element` elements from its start
+    int64_t key, end, element;
+  };
+
+  void find_runs(int64_t block_start, std::vector<Run>& runs) const;
   void locate(bool value, int64_t low, int64_t high, const uint16_t** rows);
-  void aim(bool value, int64_t block_start, size_t calls);
+  void aim(bool value, const std::vector<Run>& runs, size_t calls);
   void set_queries();
   void block(int64_t start);
   void scores(int64_t start);
-  void dot_words(const uint16_t* const* keys, size_t part);
+  void dot_words(const uint16_t* const* keys, size_t count, size_t part);
   void dot_panels(const uint16_t* const* keys, size_t part);
   void redo_scores(const Row& row, const uint16_t* const* keys, size_t begin, size_t end, float* score) const;
   void cap(float* score) const;
   void mask(const Row& row, int64_t start, float* score) const;
-  void probabilities(Row& row, float* score, float* rounded);
-  void values(int64_t group);
-  void add_words(int64_t start, const uint16_t* const* v);
+  void probabilities(Row& row, size_t count, float* score, float* rounded);
+  void values(int64_t start, size_t count);
+  void add_words(int64_t start, size_t count, const uint16_t* const* v);
+  void run_columns();
   void add_panels(int64_t start, const uint16_t* const* v);
   void redo_columns(const Row& row, int64_t start, const uint16_t* const* v, const float* p, size_t begin, size_t end,
                     float* o) const;
@@ -86,8 +91,10 @@ class TileRun {
   int64_t first_ = 0, last_ = 0;  // keys that any row sees
   std::vector<Row> rows_;
   Ahead ahead_;
-  std::vector<size_t> busy_;                                     // rows at work
-  hwy::AlignedFreeUniquePtr<words::Words16[]> words_, weights_;  // queries: [rows][dim / 16]; [rows]
+  std::vector<Run> runs_, next_runs_;  // of this block and of the next
+  std::vector<size_t> busy_;           // rows at work
+  std::vector<words::ColumnsJob> jobs_;
+  hwy::AlignedFreeUniquePtr<words::Words16[]> words_, weights_;  // queries: [rows][dim / 16]; [rows][kKeys / 16]
   hwy::AlignedFreeUniquePtr<uint32_t[]> key_pairs_;              // [dim / 2][kKeys]
   std::vector<uint16_t> zeros_;                                  // instead of values not there
   hwy::AlignedFreeUniquePtr<Shared16[]> queries_;                // [rows][dim / 16]
@@ -122,7 +129,7 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
   const size_t n = rows_.size();
   if constexpr (kWords) {
     words_ = hwy::AllocateAligned<words::Words16>(n * dim_ / 16);
-    weights_ = hwy::AllocateAligned<words::Words16>(n);
+    weights_ = hwy::AllocateAligned<words::Words16>(n * kKeys / 16);
     key_pairs_ = hwy::AllocateAligned<uint32_t>(dim_ / 2 * kKeys);
     zeros_.resize(dim_);
   } else {
@@ -148,28 +155,32 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
   }
 }
 
-// Keys from `key` (at `index` of the cache) on, below `high`, that follow each other in its page.
+// The keys of a block that any row sees, page by page.
 template <Operand kind>
-int64_t TileRun<kind>::page_run(int64_t key, int64_t index, int64_t high) const {
+void TileRun<kind>::find_runs(int64_t block_start, std::vector<Run>& runs) const {
   const AttentionQuery& q = tile_.queries[0];
-  if (q.path != nullptr && key >= q.prefix) return 1;
-  const int64_t run = std::min(high - key, args_.cache.page_size - index % args_.cache.page_size);
-  return q.path == nullptr ? run : std::min(run, q.prefix - key);
+  const int64_t high = std::min(block_start + static_cast<int64_t>(block_), last_);
+  runs.clear();
+  for (int64_t key = std::max(block_start, first_); key < high;) {
+    const int64_t index = q.cache_index(key);
+    int64_t end = std::min(high, key + args_.cache.page_size - index % args_.cache.page_size);
+    if (q.path != nullptr) end = key < q.prefix ? std::min(end, q.prefix) : key + 1;
+    runs.push_back({key, end, plan_.element(q.request, index, tile_.kv_head)});
+    key = end;
+  }
 }
 
-// Where the keys (or values) low..high-1 lie, at most kKeys of them; FP8 is widened into scratch.
+// Where the keys (or values) low..high-1 of this block lie, at most kKeys of them; FP8 is widened into scratch.
 template <Operand kind>
 void TileRun<kind>::locate(bool value, int64_t low, int64_t high, const uint16_t** rows) {
-  const AttentionQuery& q = tile_.queries[0];
   const auto dim = static_cast<int64_t>(dim_);
   const void* base = value ? args_.cache.v : args_.cache.k;
   const uint16_t* table = value ? v_of_fp8_ : k_of_fp8_;
   uint16_t* scratch = rows_of_fp8_.get();
-  for (int64_t key = low; key < high;) {
-    const int64_t index = q.cache_index(key);
-    const int64_t run = page_run(key, index, high);
-    int64_t at = plan_.element(q.request, index, tile_.kv_head);
-    for (const int64_t end = key + run; key < end; key++, at += dim) {
+  for (const Run& run : runs_) {
+    const int64_t begin = std::max(low, run.key), end = std::min(high, run.end);
+    int64_t at = run.element + (begin - run.key) * dim;
+    for (int64_t key = begin; key < end; key++, at += dim) {
       if (!fp8_) {
         rows[key - low] = static_cast<const uint16_t*>(base) + at;
         continue;
@@ -185,18 +196,12 @@ void TileRun<kind>::locate(bool value, int64_t low, int64_t high, const uint16_t
 // Takes aim at the keys (or values) of a block. With few query heads the time is that of reading them, page by page,
 // where the hardware sees no pattern.
 template <Operand kind>
-void TileRun<kind>::aim(bool value, int64_t block_start, size_t calls) {
-  const AttentionQuery& q = tile_.queries[0];
-  const int64_t low = std::max(block_start, first_);
-  const int64_t high = std::min(block_start + static_cast<int64_t>(block_), last_);
+void TileRun<kind>::aim(bool value, const std::vector<Run>& runs, size_t calls) {
   const int64_t width = fp8_ ? 1 : 2, row = args_.cache.head_dim * width;
   const auto* base = static_cast<const char*>(value ? args_.cache.v : args_.cache.k);
   ahead_.begin(calls);
-  for (int64_t key = low; key < high;) {
-    const int64_t index = q.cache_index(key);
-    const int64_t run = page_run(key, index, high);
-    ahead_.add(base + plan_.element(q.request, index, tile_.kv_head) * width, static_cast<size_t>(run * row));
-    key += run;
+  for (const Run& run : runs) {
+    ahead_.add(base + run.element * width, static_cast<size_t>((run.end - run.key) * row));
   }
 }
 
@@ -224,7 +229,11 @@ template <Operand kind>
 void TileRun<kind>::mask(const Row& row, int64_t start, float* score) const {
   const AttentionQuery& q = *row.query;
   if (q.mask == nullptr && q.first <= start && start + static_cast<int64_t>(kKeys) <= q.last) return;
-  for (size_t j = 0; j < kKeys; j++) {
+  const auto inside = [start](int64_t key) { return static_cast<size_t>(std::clamp<int64_t>(key - start, 0, kKeys)); };
+  const size_t first = inside(q.first), last = std::max(first, inside(q.last));
+  std::fill(score, score + first, numerics::kMinusInf);
+  std::fill(score + last, score + kKeys, numerics::kMinusInf);
+  for (size_t j = first; q.mask != nullptr && j < last; j++) {
     if (!q.allowed(start + static_cast<int64_t>(j))) score[j] = numerics::kMinusInf;
   }
 }
@@ -240,11 +249,11 @@ void TileRun<kind>::redo_scores(const Row& row, const uint16_t* const* keys, siz
   }
 }
 
-// The busy rows' dot products with kKeys keys, from `part` on in their scores.
+// The busy rows' dot products with `keys_count` keys (whole vectors of them), from `part` on in their scores.
 template <Operand kind>
-void TileRun<kind>::dot_words(const uint16_t* const* keys, size_t part) {
+void TileRun<kind>::dot_words(const uint16_t* const* keys, size_t keys_count, size_t part) {
   const size_t steps = dim_ / 16;
-  words::KeyPairs(keys, kKeys, dim_, key_pairs_.get());
+  words::KeyPairs(keys, keys_count, dim_, key_pairs_.get());
   for (size_t n = 0; n < busy_.size(); n += kChunk) {
     const size_t count = std::min(kChunk, busy_.size() - n);
     const words::Words16* q[kChunk];
@@ -259,10 +268,10 @@ void TileRun<kind>::dot_words(const uint16_t* const* keys, size_t part) {
     uint64_t undone = ~uint64_t{0};
     if (HWY_LIKELY(plain)) {
       const TowardZeroMode mode;
-      undone = words::Keys(key_pairs_.get(), kKeys, dim_, q, score, count, ahead_);
+      undone = words::Keys(key_pairs_.get(), keys_count, dim_, q, score, count, ahead_);
     }
     if (HWY_LIKELY(undone == 0)) continue;
-    for (size_t k = 0; k < kKeys; k += words::kLanes) {
+    for (size_t k = 0; k < keys_count; k += words::kLanes) {
       if ((undone >> (k / words::kLanes) & 1) == 0) continue;
       for (size_t i = 0; i < count; i++) redo_scores(rows_[busy_[n + i]], keys, k, k + words::kLanes, score[i]);
     }
@@ -323,7 +332,8 @@ void TileRun<kind>::scores(int64_t block_start) {
     std::fill_n(keys, low - start, keys[low - start]);
     std::fill(keys + (high - start), keys + kKeys, keys[low - start]);
     if constexpr (kWords) {
-      dot_words(keys, part);
+      const size_t live = static_cast<size_t>(high - start);
+      dot_words(keys, (live + words::kLanes - 1) / words::kLanes * words::kLanes, part);
     } else {
       dot_panels(keys, part);
     }
@@ -335,13 +345,14 @@ void TileRun<kind>::scores(int64_t block_start) {
   }
 }
 
-// From scores to rounded probabilities (as f32), and the row sum.
+// From scores to rounded probabilities (as f32), and the row sum. count: of the block's keys, in whole groups of 16;
+// those behind have probability 0, which changes no sum.
 template <Operand kind>
-void TileRun<kind>::probabilities(Row& row, float* score, float* rounded) {
+void TileRun<kind>::probabilities(Row& row, size_t count, float* score, float* rounded) {
   const D d;
   const hn::FixedTag<float, 4> d4;
   auto largest = hn::Set(d, numerics::kMinusInf);
-  for (size_t j = 0; j < block_; j += hn::Lanes(d)) {
+  for (size_t j = 0; j < count; j += hn::Lanes(d)) {
     const auto s = hn::Load(d, score + j);
     largest = hn::IfThenElse(hn::Gt(s, largest), s, largest);  // a NaN loses
   }
@@ -349,12 +360,12 @@ void TileRun<kind>::probabilities(Row& row, float* score, float* rounded) {
   row.alpha = numerics::attention_grow(row.sums, LargestLane(d, largest), factor);
   const float r = row.sums.r;
   const auto minus_r = hn::Set(d, r == numerics::kMinusInf ? 0.0f : -r), scale = hn::Set(d, factor);
-  for (size_t j = 0; j < block_; j += hn::Lanes(d)) {
+  for (size_t j = 0; j < count; j += hn::Lanes(d)) {
     hn::Store(Ex2(d, Fma(d, hn::Load(d, score + j), scale, minus_r)), d, score + j);
   }
   auto l = hn::LoadU(d4, row.sums.l);
   auto alpha = hn::Set(d4, row.alpha);
-  for (size_t j = 0; j < block_; j += 16) {
+  for (size_t j = 0; j < count; j += 16) {
     const float* v = score + j;
     const auto low = hn::Add(hn::Load(d4, v), hn::Load(d4, v + 8));
     const auto high = hn::Add(hn::Load(d4, v + 4), hn::Load(d4, v + 12));
@@ -363,7 +374,7 @@ void TileRun<kind>::probabilities(Row& row, float* score, float* rounded) {
     alpha = hn::Set(d4, 1.0f);
   }
   hn::StoreU(l, d4, row.sums.l);
-  for (size_t j = 0; j < block_; j += hn::Lanes(d)) {
+  for (size_t j = 0; j < count; j += hn::Lanes(d)) {
     if constexpr (kind == Operand::kBF16) {
       const auto bits = hn::ShiftLeft<16>(RoundBF16(d, hn::Load(d, score + j)));
       hn::Store(hn::BitCast(d, bits), d, rounded + j);
@@ -399,42 +410,58 @@ void TileRun<kind>::redo_columns(const Row& row, int64_t start, const uint16_t* 
   }
 }
 
+// The jobs so far; what a job leaves undone is done before the next one, which may add to the same sums.
 template <Operand kind>
-void TileRun<kind>::add_words(int64_t start, const uint16_t* const* v) {
+void TileRun<kind>::run_columns() {
   constexpr size_t kColumns = 2 * words::kLanes;
-  const size_t in_block = static_cast<size_t>(start) % block_;
-  const auto redo = [&](size_t r, const words::Blocks& undone) {
-    const float* p = score_.get() + r * kMaxBlock + in_block;
-    float* o = o_.get() + r * columns_;
-    for (size_t j = 0; j < dim_; j += kColumns) {
-      if (undone[j / kColumns]) redo_columns(rows_[r], start, v, p, j, j + kColumns, o);
-    }
-  };
-  size_t ready = 0;
-  for (const size_t r : busy_) {
-    words::SetWords(score_.get() + r * kMaxBlock + in_block, weights_[r]);
-    if (weights_[r].zero && !any_odd(v)) continue;
-    if (weights_[r].zero || !weights_[r].plain) {
-      redo(r, ~words::Blocks());
-    } else {
-      busy_[ready++] = r;
-    }
-  }
-  for (size_t n = 0; n < ready; n += kChunk) {
-    const size_t count = std::min(kChunk, ready - n);
-    const words::Words16* p[kChunk];
-    float* o[kChunk];
-    for (size_t i = 0; i < count; i++) {
-      p[i] = weights_.get() + busy_[n + i];
-      o[i] = o_.get() + busy_[n + i] * columns_;
-    }
+  for (size_t next = 0; next < jobs_.size();) {
     words::Blocks undone;
     {
       const TowardZeroMode mode;
-      undone = words::Columns(v, dim_, p, o, count, ahead_);
+      next += words::Columns(jobs_.data() + next, jobs_.size() - next, dim_, ahead_, undone);
     }
-    for (size_t i = 0; undone.any() && i < count; i++) redo(busy_[n + i], undone);
+    if (HWY_LIKELY(undone.none())) continue;
+    const words::ColumnsJob& job = jobs_[next - 1];
+    for (size_t i = 0; i < job.rows; i++) {
+      const size_t r = static_cast<size_t>(job.o[i] - o_.get()) / columns_;
+      const float* p = score_.get() + r * kMaxBlock + static_cast<size_t>(job.start) % block_;
+      for (size_t j = 0; j < dim_; j += kColumns) {
+        if (undone[j / kColumns]) redo_columns(rows_[r], job.start, job.v, p, j, j + kColumns, job.o[i]);
+      }
+    }
   }
+  jobs_.clear();
+}
+
+template <Operand kind>
+void TileRun<kind>::add_words(int64_t start, size_t count, const uint16_t* const* v) {
+  for (size_t g = 0; g < count; g += 16) {
+    const int64_t group = start + static_cast<int64_t>(g);
+    const size_t in_block = static_cast<size_t>(group) % block_;
+    words::ColumnsJob job{v + g, group};
+    const auto add = [&] {
+      if (job.rows > 0) jobs_.push_back(job);
+      job.rows = 0;
+    };
+    for (const size_t r : busy_) {
+      if (!overlaps(rows_[r], group, group + 16)) continue;
+      const float* p = score_.get() + r * kMaxBlock + in_block;
+      float* o = o_.get() + r * columns_;
+      words::Words16& weights = weights_[r * (kKeys / 16) + g / 16];
+      words::SetWords(p, weights);
+      if (HWY_UNLIKELY(weights.zero || !weights.plain)) {
+        if (weights.zero && !any_odd(v + g)) continue;
+        run_columns();  // the row's sums so far
+        redo_columns(rows_[r], group, v + g, p, 0, dim_, o);
+        continue;
+      }
+      job.p[job.rows] = &weights;
+      job.o[job.rows++] = o;
+      if (job.rows == kChunk) add();
+    }
+    add();
+  }
+  run_columns();
 }
 
 template <Operand kind>
@@ -462,20 +489,21 @@ void TileRun<kind>::add_panels(int64_t start, const uint16_t* const* v) {
   }
 }
 
-// P·V of one group of sixteen keys. Probabilities are in score_.
+// P·V of `count` keys, in whole groups of 16 and at most kKeys of them. Probabilities are in score_.
 template <Operand kind>
-void TileRun<kind>::values(int64_t start) {
-  const int64_t low = std::max(start, first_), high = std::min(start + 16, last_);
+void TileRun<kind>::values(int64_t start, size_t count) {
+  const int64_t end = start + static_cast<int64_t>(count);
+  const int64_t low = std::max(start, first_), high = std::min(end, last_);
   if (low >= high) return;
-  const uint16_t* v[16] = {};
+  const uint16_t* v[kKeys] = {};
   locate(true, low, high, v + (low - start));
   busy_.clear();
   for (size_t r = 0; r < rows_.size(); r++) {
-    if (rows_[r].active && overlaps(rows_[r], start, start + 16)) busy_.push_back(r);
+    if (rows_[r].active && overlaps(rows_[r], start, end)) busy_.push_back(r);
   }
   if constexpr (kWords) {
-    std::replace(v, v + 16, static_cast<const uint16_t*>(nullptr), static_cast<const uint16_t*>(zeros_.data()));
-    add_words(start, v);
+    std::replace(v, v + count, static_cast<const uint16_t*>(nullptr), static_cast<const uint16_t*>(zeros_.data()));
+    add_words(start, count, v);
   } else {
     add_panels(start, v);
   }
@@ -487,20 +515,26 @@ void TileRun<kind>::block(int64_t start) {
   const int64_t end = start + static_cast<int64_t>(block_);
   for (Row& row : rows_) row.active = overlaps(row, start, end);
   const size_t chunks = (rows_.size() + kChunk - 1) / kChunk;
-  aim(true, start, kWords ? chunks * block_ / words::kLanes : rows_.size() * block_ / kKeys * dim_ / 16);
+  const int64_t live = (std::min(end, last_) - start + 15) / 16 * 16;  // no row sees a key behind these
+  std::swap(runs_, next_runs_);
+  aim(true, runs_, kWords ? chunks * block_ / words::kLanes : rows_.size() * block_ / kKeys * dim_ / 16);
   scores(start);
-  aim(false, end, kWords ? chunks * block_ / 16 * dim_ / (2 * words::kLanes) : rows_.size() * block_ / 16);
+  find_runs(end, next_runs_);
+  aim(false, next_runs_, kWords ? chunks * block_ / 16 * dim_ / (2 * words::kLanes) : rows_.size() * block_ / 16);
   for (size_t r = 0; r < rows_.size(); r++) {
     Row& row = rows_[r];
     if (!row.active) continue;
     float* score = score_.get() + r * kMaxBlock;
-    probabilities(row, score, score);
+    probabilities(row, static_cast<size_t>(live), score, score);
     if (row.alpha == 1.0f) continue;
     const auto alpha = hn::Set(d, row.alpha);
     float* o = o_.get() + r * columns_;
     for (size_t j = 0; j < columns_; j += hn::Lanes(d)) hn::Store(hn::Mul(hn::Load(d, o + j), alpha), d, o + j);
   }
-  for (int64_t group = start; group < end; group += 16) values(group);
+  constexpr int64_t kAtOnce = kWords ? kKeys : 16;
+  for (int64_t at = 0; at < live; at += kAtOnce) {
+    values(start + at, static_cast<size_t>(std::min(kAtOnce, live - at)));
+  }
 }
 
 // The end of a super-block: joins what the earlier ones gave.
@@ -554,7 +588,8 @@ void TileRun<kind>::finish(const Row& row, float* folded) {
 template <Operand kind>
 void TileRun<kind>::run() {
   const auto block_size = static_cast<int64_t>(block_);
-  aim(false, first_ / block_size * block_size, block_ / 16);  // the first of them while the queries are prepared
+  find_runs(first_ / block_size * block_size, next_runs_);
+  aim(false, next_runs_, block_ / 16);  // the first of them while the queries are prepared
   ahead_.go();
   set_queries();
   const int64_t super_size = numerics::kAttentionSuperBlock;

@@ -148,18 +148,30 @@ HWY_INLINE bool ColumnsStep(const uint16_t* const* v, size_t j, const Words16* c
 
 using Blocks = std::bitset<128>;  // of 2·kLanes columns
 
-// All columns for up to kMostRows rows. Returns the blocks that are left undone.
-inline HWY_NOINLINE Blocks Columns(const uint16_t* const* v, size_t dim, const Words16* const* p, float* const* o,
-                                   size_t rows, Ahead& ahead) {
-  Blocks undone;
-  for (size_t j = 0; j < dim; j += 2 * kLanes) {
-    ahead.go();
-    const bool done = rows == 1   ? ColumnsStep<1>(v, j, p, o)
-                      : rows == 2 ? ColumnsStep<2>(v, j, p, o)
-                                  : ColumnsStep<3>(v, j, p, o);
-    undone[j / (2 * kLanes)] = !done;
+// Sixteen keys, from `start` on, for up to kMostRows rows: what p[r] and v add to o[r].
+struct ColumnsJob {
+  const uint16_t* const* v = nullptr;
+  int64_t start = 0;
+  size_t rows = 0;
+  const Words16* p[kMostRows] = {};
+  float* o[kMostRows] = {};
+};
+
+// All columns of one job after the other. Returns how many were begun: all, or those up to the first that leaves blocks
+// undone.
+inline HWY_NOINLINE size_t Columns(const ColumnsJob* jobs, size_t count, size_t dim, Ahead& ahead, Blocks& undone) {
+  for (size_t n = 0; n < count; n++) {
+    const ColumnsJob& job = jobs[n];
+    for (size_t j = 0; j < dim; j += 2 * kLanes) {
+      ahead.go();
+      const bool done = job.rows == 1   ? ColumnsStep<1>(job.v, j, job.p, job.o)
+                        : job.rows == 2 ? ColumnsStep<2>(job.v, j, job.p, job.o)
+                                        : ColumnsStep<3>(job.v, j, job.p, job.o);
+      undone[j / (2 * kLanes)] = !done;
+    }
+    if (HWY_UNLIKELY(undone.any())) return n + 1;
   }
-  return undone;
+  return count;
 }
 
 // Where column j of a row of sums is; and the columns put in order.
