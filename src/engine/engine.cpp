@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "engine/memory_fit.h"
 
 namespace isobit {
 namespace {
@@ -146,8 +147,7 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   limits.logit_rows = std::max(backend_->bucket(o.max_requests + draft_rows(o)), std::min<int32_t>(64, limits.tokens));
   limits.table_stride = whole;
   limits.positions = o.context;
-  decoder_ = std::make_unique<Decoder>(*backend_, *file_, config_, limits, o.progress);
-  pages_ = std::make_unique<KvPages>(*backend_, config_, o.pages, o.page_size);
+  load(limits);
   o.ahead = o.ahead.value_or(backend_->runs_by_itself());
   if (o.draft_file) {
     draft_model_ = std::make_unique<DraftModel>(*backend_, *o.draft_file, config_, limits, o.pages, o.page_size);
@@ -160,6 +160,23 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
 }
 
 Engine::~Engine() = default;
+
+// The model and its cache. Where memory does not suffice, the error says what would fit.
+void Engine::load(const StepLimits& limits) {
+  const EngineOptions& o = options_;
+  const size_t free_before = backend_->info().memory_free;
+  std::string fits;
+  try {
+    fits = model_that_fits(weight_bytes_on_device(*file_), free_before);
+    decoder_ = std::make_unique<Decoder>(*backend_, *file_, config_, limits, o.progress);
+    const size_t page_bytes = config_.kv_bytes_per_token() * static_cast<size_t>(o.page_size);
+    fits = cache_that_fits({o.context, o.max_requests, o.page_size, page_bytes}, backend_->info().memory_free);
+    pages_ = std::make_unique<KvPages>(*backend_, config_, o.pages, o.page_size);
+  } catch (const Error& e) {
+    if (e.code() != ErrorCode::kOutOfMemory) throw;
+    throw fail(ErrorCode::kOutOfMemory, "{}; {}", e.what(), fits);
+  }
+}
 
 std::unique_ptr<Scheduler> Engine::make_scheduler() const {
   SchedulerOptions s;

@@ -97,6 +97,7 @@ class Engine {
     uint32_t variant() const { return (masked ? 1U : 0U) + (drafts ? 2U : 0U); }
   };
 
+  void load(const StepLimits& limits);
   std::unique_ptr<Scheduler> make_scheduler() const;
   void make_buffers();
   void receive();
