@@ -21,6 +21,17 @@ CUtensorMap slices_map(const uint16_t* base, int64_t rows, int64_t row_elements,
   return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, base, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
+// The output as the copy engine stores it: pieces of 16 rows × 128 bytes.
+CUtensorMap out_map(const GemmParams& p) {
+  const bool wide = p.epilogue == Epilogue::kStoreF32 || p.epilogue == Epilogue::kAddResidual;
+  const uint64_t size = wide ? 4 : 2;
+  const uint64_t dims[2] = {static_cast<uint64_t>(p.columns), static_cast<uint64_t>(p.m)};
+  const uint64_t strides[1] = {dims[0] * size};
+  const uint32_t box[2] = {static_cast<uint32_t>(128 / size), 16};
+  return tensor_map(wide ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, p.out, dims, strides,
+                    box, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
 bool gated(Epilogue e) { return e == Epilogue::kSiluMul || e == Epilogue::kGeluMul; }
 
 }  // namespace
@@ -93,7 +104,11 @@ void launch_gemm_planned(const GemmArgs& a, const GemmPlan& plan, const KernelCo
                                    p.x_load == plan.x_rows && plan.cluster_n == 1 ? plan.tile.slices : 1);
   const CUtensorMap weights = slices_map(w.data(), w.stored_rows(), row_elements, plan.tile.tile_n / plan.cluster_m,
                                          plan.cluster_m == 1 ? plan.tile.slices : 1);
-  (a.type == DType::kBF16 ? launch_gemm_bf16 : launch_gemm_f16)(plan, x, weights, p, context.stream);
+  const int64_t out_row_bytes =
+      p.columns * int64_t{a.epilogue == Epilogue::kStoreF32 || a.epilogue == Epilogue::kAddResidual ? 4 : 2};
+  p.staged = gemm_tile_stages(plan.tile.warpgroups, plan.tile.tile_n) && p.aligned && out_row_bytes % 16 == 0;
+  const GemmMaps maps{x, weights, p.staged ? out_map(p) : CUtensorMap{}};
+  (a.type == DType::kBF16 ? launch_gemm_bf16 : launch_gemm_f16)(plan, maps, p, context.stream);
 }
 
 namespace {

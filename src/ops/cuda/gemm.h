@@ -24,10 +24,11 @@ void launch_gemm_planned(const GemmArgs& args, const GemmPlan& plan, const Kerne
                          const GemmNeighbours& with = {});
 
 // One file a type, so that they compile side by side.
-void launch_gemm_bf16(const GemmPlan& plan, const CUtensorMap& x, const CUtensorMap& w, const GemmParams& params,
-                      cudaStream_t stream);
-void launch_gemm_f16(const GemmPlan& plan, const CUtensorMap& x, const CUtensorMap& w, const GemmParams& params,
-                     cudaStream_t stream);
+struct GemmMaps {
+  CUtensorMap x, w, out;
+};
+void launch_gemm_bf16(const GemmPlan& plan, const GemmMaps& maps, const GemmParams& params, cudaStream_t stream);
+void launch_gemm_f16(const GemmPlan& plan, const GemmMaps& maps, const GemmParams& params, cudaStream_t stream);
 // to[r, 0..to_columns) = from[r, 0..columns) and zeros.
 void launch_pad_rows(const uint16_t* from, int64_t rows, int64_t columns, uint16_t* to, int64_t to_columns,
                      cudaStream_t stream);

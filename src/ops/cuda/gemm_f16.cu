@@ -2,9 +2,8 @@
 
 namespace isobit::cuda {
 
-void launch_gemm_f16(const GemmPlan& plan, const CUtensorMap& x, const CUtensorMap& w, const GemmParams& params,
-                     cudaStream_t stream) {
-  launch_gemm_kind<numerics::Operand::kF16>(plan, x, w, params, stream);
+void launch_gemm_f16(const GemmPlan& plan, const GemmMaps& maps, const GemmParams& params, cudaStream_t stream) {
+  launch_gemm_kind<numerics::Operand::kF16>(plan, maps, params, stream);
 }
 
 }  // namespace isobit::cuda

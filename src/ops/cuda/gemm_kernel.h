@@ -23,6 +23,7 @@
 #include "ops/cuda/hopper/cluster.h"
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/hopper/registers.h"
+#include "ops/cuda/hopper/tile_store.h"
 #include "ops/cuda/hopper/tma.h"
 #include "ops/cuda/hopper/warp.h"
 #include "ops/cuda/hopper/wgmma.h"
@@ -187,6 +188,147 @@ __device__ inline void activate(float (&v)[n], Epilogue epilogue) {
   if (epilogue == Epilogue::kSiluMul) return silu(v);
 #pragma unroll
   for (float& x : v) x = gelu_tanh(x);
+}
+
+// Two neighbouring 16-bit outputs of block i of an accumulator's row h: with a gate, eight columns of it stand before
+// the same eight of up, so that block i comes of the accumulators' blocks 2i and 2i + 1.
+template <int kBlocks, Operand kind, int n>
+__device__ inline void rounded_blocks(const float (&d)[n], Epilogue epilogue, int first, int h,
+                                      uint32_t (&packed)[kBlocks]) {
+  if (epilogue == Epilogue::kStoreRounded) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; i++) {
+      const int at = 4 * (first + i) + 2 * h;
+      packed[i] = pack<kind>(d[at], d[at + 1]);
+    }
+    return;
+  }
+  float v[2 * kBlocks];
+  const auto gate = [&](int i) { return 8 * (first + i / 2) + 2 * h + i % 2; };
+#pragma unroll
+  for (int i = 0; i < 2 * kBlocks; i++) v[i] = d[gate(i)];
+  activate(v, epilogue);
+#pragma unroll
+  for (int i = 0; i < kBlocks; i++) {
+    packed[i] =
+        pack<kind>(numerics::fmul(v[2 * i], d[gate(2 * i) + 4]), numerics::fmul(v[2 * i + 1], d[gate(2 * i + 1) + 4]));
+  }
+}
+
+// Outputs of a large tile leave by way of shared memory and the copy engine, under the next tile's products: each warp
+// for itself, its 16 rows in pieces of 128 bytes of columns, in turns through two places of 2 KB.
+struct StagedRows {
+  static constexpr uint32_t kPiece = 16 * 128;
+  const CUtensorMap* map;
+  uint32_t staging;  // this warp's
+  int row, lane;
+
+  __device__ uint32_t place(int piece) const { return staging + static_cast<uint32_t>(piece % 2) * kPiece; }
+  // Before a piece is written: the one two before it has been read.
+  __device__ void begin() const {
+    if (hopper::elect_one()) hopper::tma_store_wait_read<1>();
+    __syncwarp();
+  }
+  __device__ void send(int piece, int column) const {
+    hopper::fence_async_proxy();
+    __syncwarp();
+    if (hopper::elect_one()) {
+      hopper::tma_store_2d(map, place(piece), column, row);
+      hopper::tma_store_commit();
+    }
+    __syncwarp();
+  }
+};
+
+template <int kN, Operand kind>
+__device__ inline void staged_rounded(const float (&d)[kN / 2], const GemmParams& p, const StagedRows& to,
+                                      int first_column) {
+  const bool gated = p.epilogue != Epilogue::kStoreRounded;
+  const int lane = to.lane, row = lane % 8 + lane / 8 % 2 * 8;
+  const uint32_t at = static_cast<uint32_t>(row) * 128;
+#pragma unroll
+  for (int piece = 0; piece < kN / 64; piece++) {
+    const int column = (gated ? first_column / 2 : first_column) + 64 * piece;
+    if ((gated && piece >= kN / 128) || column >= p.columns) break;
+    uint32_t packed[2][8];
+#pragma unroll
+    for (int h = 0; h < 2; h++) rounded_blocks<8, kind>(d, p.epilogue, 8 * piece, h, packed[h]);
+    to.begin();
+#pragma unroll
+    for (int q = 0; q < 8; q += 2) {
+      const uint32_t chunk = static_cast<uint32_t>((q + lane / 16) ^ (row % 8));
+      hopper::store_matrices(to.place(piece) + at + chunk * 16, packed[0][q], packed[1][q], packed[0][q + 1],
+                             packed[1][q + 1]);
+    }
+    to.send(piece, column);
+  }
+}
+
+template <int kN>
+__device__ inline void staged_f32(const float (&d)[kN / 2], const GemmParams& p, const StagedRows& to,
+                                  int first_column) {
+  using numerics::fadd;
+  const bool add = p.epilogue == Epilogue::kAddResidual;
+  const int lane = to.lane, quad_lane = lane % 4, row = lane / 4;
+  const float* const residual =
+      static_cast<const float*>(p.out) + static_cast<int64_t>(to.row + row) * p.columns + first_column + 2 * quad_lane;
+  float2 old[2][8] = {};  // of this piece and the next
+  const auto load = [&](int piece) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int h = i / 4, q = i % 4;
+      const int column = 32 * piece + 8 * q;
+      if (add && to.row + row + 8 * h < p.m && first_column + 2 * quad_lane + column < p.columns)
+        old[piece % 2][i] =
+            *reinterpret_cast<const float2*>(residual + static_cast<int64_t>(8 * h) * p.columns + column);
+    }
+  };
+  load(0);
+  const bool odd = row % 2 != 0;  // odd rows write two blocks further: no two rows of four meet in a bank
+#pragma unroll
+  for (int piece = 0; piece < kN / 32; piece++) {
+    if (piece + 1 < kN / 32) load(piece + 1);
+    float2 v[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int at = 4 * (4 * piece + i % 4) + 2 * (i / 4);
+      const float2 was = old[piece % 2][i];
+      v[i] = add ? make_float2(fadd(was.x, d[at]), fadd(was.y, d[at + 1])) : make_float2(d[at], d[at + 1]);
+    }
+    to.begin();
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int q = odd ? i % 4 ^ 2 : i % 4;
+      const float2 mine = odd ? v[i ^ 2] : v[i];
+      const uint32_t chunk = static_cast<uint32_t>((2 * q + quad_lane / 2) ^ row);
+      hopper::store_shared_f2(to.place(piece) + static_cast<uint32_t>(row + 8 * (i / 4)) * 128 + chunk * 16 +
+                                  static_cast<uint32_t>(quad_lane % 2) * 8,
+                              mine.x, mine.y);
+    }
+    to.send(piece, first_column + 32 * piece);
+  }
+}
+
+// A tile's residual into the L2, by a warp: read from memory at the tile's end it would cost four trips of 2 µs.
+template <int kRows, int kN>
+__device__ inline void fetch_residual(const GemmParams& p, int first_row, int first_column) {
+  const uint32_t bytes = static_cast<uint32_t>(min(kN, p.columns - first_column)) * 4;
+  for (int row = first_row + static_cast<int>(threadIdx.x) % 32; row < min(first_row + kRows, p.m); row += 32) {
+    hopper::prefetch_l2(static_cast<const float*>(p.out) + static_cast<int64_t>(row) * p.columns + first_column, bytes);
+  }
+  __syncwarp();
+}
+
+// d as in `epilogue`, of a tile whose rows and columns the output's tensor map may cut.
+template <int kN, Operand kind>
+__device__ inline void staged_epilogue(float (&d)[kN / 2], const GemmParams& p, const StagedRows& to,
+                                       int first_column) {
+  add_bias<kN>(d, p, first_column + 2 * (to.lane % 4));
+  if (p.epilogue == Epilogue::kStoreF32 || p.epilogue == Epilogue::kAddResidual) {
+    staged_f32<kN>(d, p, to, first_column);
+  } else {
+    staged_rounded<kN, kind>(d, p, to, first_column);
+  }
 }
 
 // d as wgmma.h lays it out; row and column0: this thread's first, the other row is 8 below. Whole warps call.
@@ -453,9 +595,10 @@ struct Feed {
   int window;               // stages in flight at most: more only wait in the memory's queues, before others' reads
   uint16_t mask = 0;        // those CTAs
 
-  // row_of: the first row of a tile's operand.
-  template <typename F>
-  __device__ void run(const CUtensorMap& map, int first_tile, int step, uint64_t policy, const F& row_of) const {
+  // row_of: the first row of a tile's operand. near_end: called some stages before the end of each tile.
+  template <typename F, typename G>
+  __device__ void run(const CUtensorMap& map, int first_tile, int step, uint64_t policy, const F& row_of,
+                      const G& near_end) const {
     using namespace hopper;
     const GemmParams& p = walk.p;
     const int part_rows = rows / sharing;
@@ -468,7 +611,9 @@ struct Feed {
       int mc, nc;
       walk.at(tile, mc, nc);
       const int row = row_of(mc, nc) + part * part_rows;
+      constexpr int kNearEnd = 8;
       for (int stage = 0; stage < p.k_stages; stage++) {
+        if (stage == max(0, p.k_stages - kNearEnd)) near_end(mc, nc);
         const uint32_t bar = full + 8 * slot, to = to_part + static_cast<uint32_t>(slot) * stage_bytes;
         mbarrier_wait(empty + 8 * slot, phase);
         if (window < p.stages && (tile != first_tile || stage >= window)) {
@@ -510,14 +655,14 @@ constexpr int gemm_ctas_a_sm(int warpgroups, int tile_n) {
 template <int kWarpgroups, int kN, int kSlices, numerics::Operand kKind>
 __global__ void __launch_bounds__(gemm_threads(kWarpgroups), gemm_ctas_a_sm(kWarpgroups, kN))
     gemm_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
-                const __grid_constant__ GemmParams p) {
+                const __grid_constant__ CUtensorMap out_map, const __grid_constant__ GemmParams p) {
   using namespace hopper;
   using namespace gemm_detail;
   extern __shared__ uint8_t shared_raw[];
   __shared__ uint64_t barriers[3 * kGemmMaxStages];  // the weights are in, the slot is free, the activations are in
   constexpr uint32_t kSliceRow = 128;                // bytes of 64 elements
   constexpr uint32_t kWSlice = kN * kSliceRow;
-  constexpr bool kChunks = gemm_tile_takes_chunks(kWarpgroups, kN);
+  constexpr bool kChunks = gemm_tile_takes_chunks(kWarpgroups, kN), kStaged = gemm_tile_stages(kWarpgroups, kN);
   const uint32_t full = uniform(kept_shared_address(barriers)), empty = full + 8 * kGemmMaxStages;
   const uint32_t full_x = empty + 8 * kGemmMaxStages;
   const uint32_t x_ring = (uniform(kept_shared_address(shared_raw)) + 1023) & ~1023u;
@@ -561,16 +706,21 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), gemm_ctas_a_sm(kWar
         feed.mask = static_cast<uint16_t>(feed.mask | 1 << (i + rank_n * p.cluster_m));
       // Weights that one row of tiles streams pass through the L2 once. They do not wait for the kernel before this
       // one.
-      feed.run(w_map, first_cluster, clusters, p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy(),
-               [&](int, int nc) { return (nc * p.cluster_n + rank_n) * kN; });
+      feed.run(
+          w_map, first_cluster, clusters, p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy(),
+          [&](int, int nc) { return (nc * p.cluster_n + rank_n) * kN; }, [](int, int) {});
     } else if (role == 1 && !resident) {
       Feed<kSlices> feed{walk, full_x, empty, x_ring, x_slice, p.x_load, p.cluster_n, rank_n, p.stages};
       for (int i = 0; i < p.cluster_n; i++)
         feed.mask = static_cast<uint16_t>(feed.mask | 1 << (rank_m + i * p.cluster_m));
       wait_for_predecessors();
       // Few activations are to stay in the L2.
-      feed.run(x_map, first_cluster, clusters, p.m <= 512 ? evict_last_policy() : evict_normal_policy(),
-               [&](int mc, int) { return (mc * p.cluster_m + rank_m) * 64 * kWarpgroups; });
+      const auto row_of = [&](int mc, int) { return (mc * p.cluster_m + rank_m) * 64 * kWarpgroups; };
+      feed.run(x_map, first_cluster, clusters, p.m <= 512 ? evict_last_policy() : evict_normal_policy(), row_of,
+               [&](int mc, int nc) {
+                 if (!kStaged || !p.staged || p.epilogue != Epilogue::kAddResidual) return;
+                 fetch_residual<64 * kWarpgroups, kN>(p, row_of(mc, nc), (nc * p.cluster_n + rank_n) * kN);
+               });
     }
     __syncwarp();
   } else {
@@ -674,9 +824,18 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), gemm_ctas_a_sm(kWar
         } else {
           epilogue<kN, kKind>(d, p, row, column0);
         }
+      } else if (kStaged && p.staged) {
+        if constexpr (kStaged) {
+          const StagedRows to{&out_map, staging + static_cast<uint32_t>(warp) * 2 * StagedRows::kPiece, row - lane / 4,
+                              lane};
+          staged_epilogue<kN, kKind>(d, p, to, first_column);
+        }
       } else {
         epilogue<kN, kKind>(d, p, row, column0);
       }
+    }
+    if constexpr (kStaged) {
+      if (elect_one()) tma_store_wait<0>();
     }
   }
   // No CTA leaves while another may still write into its shared memory or signal its barriers.

@@ -21,6 +21,7 @@ struct GemmParams {
   void* out = nullptr;
   bool few_rows = false;  // the epilogue goes through shared memory
   bool aligned = false;   // out stands at 16 bytes
+  bool staged = false;    // outputs leave by way of shared memory and the copy engine
   // Where norm_x is not null, x is its RMSNorm (rule N8), made by every CTA for itself: few rows, K a multiple of 64.
   const float* norm_x = nullptr;
   const int32_t* norm_rows = nullptr;

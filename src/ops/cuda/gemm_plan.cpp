@@ -76,7 +76,7 @@ GemmPlan gemm_plan_for(const GemmShape& s, const GemmTile& t, int cluster_m, int
   const int x_stage = t.slices * p.x_rows * kSliceBytes;
   p.few_rows = t.warpgroups == 1 && s.m <= kGemmFewRows;
   const int resident_bytes =
-      (s.normed ? k_stages * x_stage : 0) +
+      (gemm_tile_stages(t.warpgroups, t.tile_n) ? kGemmStagedBytes : 0) + (s.normed ? k_stages * x_stage : 0) +
       (p.few_rows ? static_cast<int>(s.m) * (t.tile_n + 4) * static_cast<int>(sizeof(float)) : 0);
   const int stage_bytes = t.slices * t.tile_n * kSliceBytes + (s.normed ? 0 : x_stage);
   // The deepest ring: 11.2 against 10.7 µs (M 1, 4096×4096) where half the shared memory is left for the next kernel.

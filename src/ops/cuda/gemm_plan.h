@@ -17,6 +17,10 @@ struct GemmTile {
 // N7's narrow matrices need a second set of accumulators.
 constexpr bool gemm_tile_takes_chunks(int warpgroups, int tile_n) { return tile_n <= (warpgroups == 1 ? 64 : 128); }
 
+// Tiles whose end is worth shared memory: their outputs leave through the copy engine, 4 KB a warp.
+constexpr bool gemm_tile_stages(int warpgroups, int tile_n) { return warpgroups == 2 && tile_n == 256; }
+constexpr int kGemmStagedBytes = 32 * 1024;
+
 // Every compiled tile.
 const std::vector<GemmTile>& gemm_tiles();
 
