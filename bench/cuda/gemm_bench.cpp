@@ -38,11 +38,11 @@ class GemmBench {
   // At 800 W and more the clocks fall from 1.6 to 1.35 GHz within a tenth of a second; a pause makes cases independent
   // of those before them (the peers pause too).
   void rest() const {
-    if (m_ >= 1024) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    if (large()) std::this_thread::sleep_for(std::chrono::seconds(1));
   }
 
   double run(const GemmPlan* plan = nullptr) {
-    return graph_us(static_cast<int>(weights_.size()), [&](int i, cudaStream_t stream) {
+    const auto call = [&](int i, cudaStream_t stream) {
       GemmArgs a = args(i);
       cuda::KernelContext context;
       context.stream = stream;
@@ -52,7 +52,9 @@ class GemmBench {
       } else {
         launch_gemm(a, context);
       }
-    });
+    };
+    return graph_us(static_cast<int>(weights_.size()), call, 15,
+                    large() ? Replays::kBeforeClocksFall : Replays::kUntilClocksRise);
   }
 
   void sweep(const char* name) {
@@ -81,6 +83,7 @@ class GemmBench {
   }
 
  private:
+  bool large() const { return m_ >= 1024; }
   GemmArgs args(int i) const {
     GemmArgs a;
     a.x = x_.data<uint16_t>();

@@ -29,10 +29,17 @@ struct AddCases {
 
 double floor_us(double flops, double bytes);
 
+// How long a graph is replayed. The clocks rise over milliseconds, so that short kernels are replayed for 20 ms before
+// the first reading and read for as long again; under large GEMMs they fall within a tenth of a second, so that these
+// are read 15 times after two replays, as the peers are (bench/peers).
+enum class Replays { kUntilClocksRise, kBeforeClocksFall };
+
 // One call of `call(i, stream)` for i in [0, calls), captured as one graph, warmed up, replayed.
-Timing graph_timing(int calls, const std::function<void(int, cudaStream_t)>& call, int repetitions = 15);
+Timing graph_timing(int calls, const std::function<void(int, cudaStream_t)>& call, int repetitions = 15,
+                    Replays replays = Replays::kUntilClocksRise);
 // Its median.
-double graph_us(int calls, const std::function<void(int, cudaStream_t)>& call, int repetitions = 15);
+double graph_us(int calls, const std::function<void(int, cudaStream_t)>& call, int repetitions = 15,
+                Replays replays = Replays::kUntilClocksRise);
 
 // Device memory that frees itself, filled with normally distributed bf16 (or f16 with the same bits' layout) values.
 class DeviceBuffer {
