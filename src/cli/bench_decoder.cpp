@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "cli/bench.h"
+#include "cli/step_floor.h"
 #include "engine/engine.h"
 #include "models/decoder.h"
 #include "models/synthetic.h"
@@ -23,20 +24,13 @@ struct DecoderFlags {
   bool fp8 = false, json = false, profile = false, engine = false;
 };
 
-// Bytes and flops over the rates measured on an H200: 4.3 TB/s, 790 TFLOP/s bf16, twice that for e4m3.
-double floor_us(const ModelConfig& c, const DecoderFlags& f) {
-  const double head = static_cast<double>(c.hidden) * static_cast<double>(c.vocab);
-  double body = 0, heads = 0;
-  for (const LayerConfig& l : c.layers) {
-    body += static_cast<double>(c.hidden) * static_cast<double>(l.qkv_columns() + l.q_columns() + 3 * l.ffn);
-    heads += static_cast<double>(l.q_columns());
-  }
-  if (f.prefill > 0) {
-    const double attention = 2.0 * static_cast<double>(f.prefill) * f.prefill * heads;
-    return (2.0 * f.prefill * body / (f.fp8 ? 2.0 : 1.0) + attention) / 790e6;
-  }
-  const double kv = static_cast<double>(f.batch) * f.context * static_cast<double>(c.kv_bytes_per_token());
-  return std::max((body * (f.fp8 ? 1 : 2) + head * 2 + kv) / 4.3e6, 2.0 * f.batch * (body + head) / 790e6);
+double floor_us(const ModelConfig& config, const DecoderFlags& f) {
+  const StepFloor floor(config, f.fp8);
+  const double keys = static_cast<double>(f.batch) * f.context, prefill = f.prefill;
+  if (f.prefill > 0)
+    return floor.us({.tokens = prefill, .sampled = 1, .keys = prefill, .pairs = prefill * prefill / 2});
+  return floor.us(
+      {.tokens = static_cast<double>(f.batch), .sampled = static_cast<double>(f.batch), .keys = keys, .pairs = keys});
 }
 
 // A backend that leaves out the operator `without`: what a step then lacks is what the operator takes in it.

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iostream>
@@ -13,6 +12,7 @@
 
 #include "cli/bench.h"
 #include "cli/http_client.h"
+#include "cli/latencies.h"
 #include "cli/peer_process.h"
 
 namespace isobit::cli {
@@ -60,10 +60,8 @@ struct Planned {
   ServeJson body;
 };
 
-struct Measured {
-  double sent = 0, first = 0, last = 0;  // seconds after the start
-  int prompt_tokens = 0, tokens = 0;
-  std::vector<double> gaps;  // between pieces of the stream
+struct Measured : RequestTimes {
+  std::vector<double> gaps;  // seconds between pieces of the stream
   std::string error;
 };
 
@@ -203,49 +201,24 @@ class ServeBench {
     return found;
   }
 
-  static ServeJson spread(std::vector<double> values) {
-    if (values.empty()) return nullptr;
-    std::ranges::sort(values);
-    const auto at = [&](double q) {
-      return values[static_cast<size_t>(std::ceil(q * static_cast<double>(values.size()))) - (q > 0 ? 1 : 0)];
-    };
-    double sum = 0;
-    for (const double v : values) sum += v;
-    return {{"mean", sum / static_cast<double>(values.size())}, {"median", at(0.5)}, {"p99", at(0.99)}};
-  }
-
   ServeJson report(const ServeJson& before) {
     ServeJson j = {{"url", f_.url},     {"requests", f_.requests}, {"rate", f_.rate},
                    {"input", f_.input}, {"output", f_.output},     {"seed", f_.seed}};
-    std::vector<double> first, per_token, gaps, whole;
-    int64_t in = 0, out = 0;
-    double end = 0;
+    std::vector<RequestTimes> completed;
+    std::vector<double> gaps;
     ServeJson each = ServeJson::array(), errors = ServeJson::array();
     for (const Measured& m : results_) {
       if (!m.error.empty()) {
         errors.push_back(m.error);
         continue;
       }
-      first.push_back(m.first - m.sent);
-      whole.push_back(m.last - m.sent);
-      if (m.tokens > 1) per_token.push_back((m.last - m.first) / (m.tokens - 1));
+      completed.push_back(m);
       gaps.insert(gaps.end(), m.gaps.begin(), m.gaps.end());
-      in += m.prompt_tokens;
-      out += m.tokens;
-      end = std::max(end, m.last);
       each.push_back({m.sent, m.first, m.last, m.prompt_tokens, m.tokens});
     }
-    j["completed"] = each.size();
+    add_latencies(completed, j);
     j["failed"] = errors.size();
-    j["seconds"] = end;
-    j["input_tokens"] = in;
-    j["output_tokens"] = out;
-    j["output_tok_s"] = end > 0 ? static_cast<double>(out) / end : 0.0;
-    j["total_tok_s"] = end > 0 ? static_cast<double>(in + out) / end : 0.0;
-    j["time_to_first_token_s"] = spread(first);
-    j["time_per_output_token_s"] = spread(per_token);
-    j["inter_token_s"] = spread(gaps);
-    j["end_to_end_s"] = spread(whole);
+    j["inter_token_s"] = spread(std::move(gaps));
     add_counters(before, j);
     if (!errors.empty()) j["errors"] = errors;
     j["each_sent_first_last_in_out"] = each;
@@ -277,20 +250,7 @@ void print_report(const ServeJson& j) {
   std::cout << fmt::format("{} of {} requests in {:.1f} s: {} tokens in, {} out\n", j["completed"].get<int>(),
                            j["requests"].get<int>(), j["seconds"].get<double>(), j["input_tokens"].get<int64_t>(),
                            j["output_tokens"].get<int64_t>());
-  std::cout << fmt::format("  {:<24} {:>10.1f} tok/s\n  {:<24} {:>10.1f} tok/s\n", "output",
-                           j["output_tok_s"].get<double>(), "input and output", j["total_tok_s"].get<double>());
-  if (j.contains("accepted_length"))
-    std::cout << fmt::format("  {:<24} {:>10.2f} tokens a step and sequence\n", "accepted length",
-                             j["accepted_length"].get<double>());
-  for (const auto& [key, name] : {std::pair{"time_to_first_token_s", "time to first token"},
-                                  {"time_per_output_token_s", "time per output token"},
-                                  {"inter_token_s", "between tokens"},
-                                  {"end_to_end_s", "end to end"}}) {
-    if (!j[key].is_object()) continue;
-    std::cout << fmt::format("  {:<24} mean {:>9.1f}  median {:>9.1f}  p99 {:>9.1f} ms\n", name,
-                             1e3 * j[key]["mean"].get<double>(), 1e3 * j[key]["median"].get<double>(),
-                             1e3 * j[key]["p99"].get<double>());
-  }
+  print_latencies(j);
   if (j.contains("errors"))
     std::cout << fmt::format("  {} failed, the first: {}\n", j["failed"].get<int>(), j["errors"][0].get<std::string>());
 }

@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "cli/cli.h"
+#include "cli/speculation_flags.h"
 
 namespace isobit::cli {
 namespace {
@@ -16,6 +17,7 @@ constexpr const char* kHelp = R"(/help           this text
 struct ChatFlags {
   ModelFlags model;
   SamplingFlags sampling;
+  SpeculationFlags speculation;
   std::string name, system;
 };
 
@@ -80,6 +82,7 @@ int chat(ChatFlags& f) {
   Interrupt interrupt;
   EngineOptions engine;
   engine.max_requests = 1;
+  f.speculation.apply(engine);
   const auto session = open_session(f.model, engine);
   f.sampling.options(session->sampling_defaults()).sampling.check(session->engine().config().vocab);
   Conversation conversation(*session, f);
@@ -116,6 +119,7 @@ void add_chat(CLI::App& app, Command& command) {
   sub->add_option("name", f->name, "Model, as --model")->type_name("[MODEL]");
   f->model.add(*sub);
   f->sampling.add(*sub);
+  f->speculation.add(*sub, false);
   sub->add_option("--system", f->system, "System message");
   sub->footer(R"(Examples:
   isobit chat

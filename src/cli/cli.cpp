@@ -50,7 +50,7 @@ int usage_error(const CLI::App& app, const CLI::ParseError& error) {
   const CLI::App* at = &app;
   for (const CLI::App* s : app.get_subcommands()) at = s;
   std::cerr << "isobit: " << error.what() << "\n";
-  for (const std::string& word : at->remaining(true)) {
+  for (const std::string& word : app.remaining(true)) {
     if (const std::string near = nearest(*at, word); !near.empty()) std::cerr << "Did you mean " << near << "?\n";
   }
   std::cerr << "Try " << (at == &app ? "isobit" : "isobit " + at->get_name()) << " --help\n";
@@ -72,6 +72,7 @@ int run(int argc, const char* const* argv) {
   app.set_version_flag("--version",
                        std::string("isobit " ISOBIT_VERSION ", contract ") + std::string(numerics::kContractVersion));
   app.require_subcommand(1);
+  app.fallthrough();  // --log may stand behind the command too
   app.footer(kFooter);
   std::string log = "warn";
   app.add_option("--log", log, "trace, debug, info, warn, error or off")->capture_default_str();

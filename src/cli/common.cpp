@@ -83,7 +83,9 @@ std::string read_file(const std::string& path) {
 }
 
 void ModelFlags::add(CLI::App& app) {
-  app.add_option("-m,--model", model, "A model's name (see isobit list) or the path of a GGUF file")
+  app.add_option("-m,--model", model,
+                 "A model's name (see isobit list), the path of a GGUF file, or random:SHAPE: random weights of a "
+                 "published shape")
       ->capture_default_str();
   app.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   app.add_option("-t,--threads", threads, "CPU threads; 0: one per hardware thread")->capture_default_str();

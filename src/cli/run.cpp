@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cli/cli.h"
+#include "cli/speculation_flags.h"
 #include "cli/structured_flags.h"
 #include "engine/receipt.h"
 #include "models/registry.h"
@@ -14,6 +15,7 @@ struct RunFlags {
   ModelFlags model;
   SamplingFlags sampling;
   StructuredFlags structured;
+  SpeculationFlags speculation;
   std::vector<std::string> words;  // [MODEL] PROMPT
   std::string system, file, receipt;
   bool raw = false, json = false;
@@ -60,6 +62,7 @@ int run_prompt(RunFlags& f) {
   Interrupt interrupt;
   EngineOptions engine;
   engine.max_requests = 1;
+  f.speculation.apply(engine);
   const auto session = open_session(f.model, engine);
   GenerateOptions o = f.sampling.options(session->sampling_defaults());
   std::vector<int32_t> tokens;
@@ -96,6 +99,7 @@ void add_run(CLI::App& app, Command& command) {
   f->model.add(*sub);
   f->sampling.add(*sub);
   f->structured.add(*sub);
+  f->speculation.add(*sub, false);
   sub->add_option("--system", f->system, "System message");
   sub->add_option("-f,--file", f->file, "Read the prompt from a file; -: stdin");
   sub->add_flag("--raw", f->raw, "The prompt as it is, without the chat template");

@@ -7,7 +7,7 @@
 
 #include "base/log.h"
 #include "cli/cli.h"
-#include "models/registry.h"
+#include "cli/speculation_flags.h"
 #include "server/api.h"
 
 namespace isobit::cli {
@@ -16,7 +16,7 @@ namespace {
 struct ServeFlags {
   ModelFlags model;
   std::string name;  // positional
-  std::string draft_model;
+  SpeculationFlags speculation;
   std::string host = "127.0.0.1";
   uint16_t port = 8000;
   server::ApiOptions api;
@@ -47,7 +47,7 @@ class Loading {
       : thread_([this, &flags, &api, &http] {
           try {
             EngineOptions engine = flags.engine;
-            if (!flags.draft_model.empty()) engine.draft_file = open_checkpoint(resolve_model(flags.draft_model));
+            flags.speculation.apply(engine);
             session_ = open_session(flags.model, engine);
             engine_ = std::make_unique<EngineThread>(session_->engine());
             worker_ = std::make_unique<server::Worker>();
@@ -95,10 +95,9 @@ int serve(ServeFlags& f) {
         api.handle(std::move(request), reply);
       },
       server::Api::error_body,
-      [&](const std::string& path, int status, double seconds) {
+      [&](const std::string& path, int status, double) {
         const bool known = server::Api::knows(path);
         metrics.http[{known ? path : "(other)", status}]++;
-        spdlog::info("{} {} {:.3f} s", path, status, seconds);
       });
   http.on_signal([&] {
     std::cerr << fmt::format("stopping; answers under way have {} s (once more to stop now)\n", f.drain_s);
@@ -126,12 +125,8 @@ void add_serve(CLI::App& app, Command& command) {
   sub->add_option("--tokens-per-step", f->engine.tokens_per_step, "Tokens computed in one step")->capture_default_str();
   sub->add_option("--chunk", f->engine.chunk, "Longest prefill chunk; 0: as the step allows")->capture_default_str();
   sub->add_option("--pages", f->engine.pages, "Pages of the KV cache; 0: as memory allows")->capture_default_str();
-  sub->add_option("--draft-tokens", f->engine.draft_tokens,
-                  "Speculation: tokens guessed from the text itself, a sequence and step; the answers are the same")
-      ->capture_default_str();
-  sub->add_option("--draft-model", f->draft_model,
-                  "Speculation: a smaller model of the same vocabulary guesses where the text does not; with "
-                  "--draft-tokens");
+  sub->add_option("--page-size", f->engine.page_size, "Tokens a page of the KV cache")->capture_default_str();
+  f->speculation.add(*sub, true);
   sub->add_option("--queue", f->api.queue, "Sequences that may wait; more are refused with 429")
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 20));

@@ -127,6 +127,8 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   require(o.priority_steps >= 0, "priority_steps is {}; it must be at least 0", o.priority_steps);
   require(o.draft_tokens >= 0 && o.draft_tokens <= kMostDrafts, "draft_tokens is {}; it must be in [0, {}]",
           o.draft_tokens, kMostDrafts);
+  require(o.draft_requests > 0, "draft_requests is {}; it must be positive (draft_tokens 0 turns drafts off)",
+          o.draft_requests);
   require(o.draft_file == nullptr || o.draft_tokens > 0, "a draft model without draft_tokens drafts nothing; set both");
   require(o.page_size > 0 && o.page_size <= 1024, "page_size is {}; it must be in [1, 1024]", o.page_size);
   if (o.context == 0) o.context = static_cast<int32_t>(std::min<int64_t>(kDefaultContext, config_.context));
@@ -298,6 +300,7 @@ void Engine::publish() {
 bool Engine::step() {
   end_overdue();
   retire();
+  drafting_ = drafts_pay();
   std::vector<Part> parts = scheduler_->plan([this](Sequence& s, int32_t most) { return propose(s, most); });
   if (parts.empty() && !flight_ && !scheduler_->running().empty()) {
     // The first in order may take every page that others hold; a step without work would repeat for ever.
@@ -333,11 +336,19 @@ void Engine::set_slots(const std::vector<Part>& parts) {
   }
 }
 
-// Drafts never reach past the answer's end. The text's own repetitions cost nothing, so they go first.
+// A draft's row is cheap only in a step that the weights' bytes bound; and where nobody drafts, a step can be started
+// before the last one's tokens are known.
+bool Engine::drafts_pay() const {
+  const int64_t known = std::ssize(scheduler_->running()) + std::ssize(scheduler_->waiting());
+  return options_.draft_tokens > 0 && std::min<int64_t>(known, options_.max_requests) <= options_.draft_requests;
+}
+
+// Drafts never reach past the answer's end. The text's own repetitions cost nothing, so they go first. Behind a token
+// that is not known yet there are none: the last step was started when nobody drafted.
 std::vector<int32_t> Engine::propose(Sequence& s, int32_t most) {
   most = std::min({most, s.longest - s.size() - 1, options_.draft_tokens});
   s.drafted_by_model = false;
-  if (most <= 0) return {};
+  if (!drafting_ || most <= 0 || !s.knows_all()) return {};
   if (const int32_t length = std::min(most, s.draft_length.next()); length > 0) {
     auto drafts = lookup_draft(s.tokens, length);
     if (s.mask) drafts = StepMasks::allowed(*s.mask, std::move(drafts));
@@ -391,7 +402,7 @@ bool Engine::must_land_at_once(const std::vector<Part>& parts) const {
   return !*options_.ahead || std::ranges::any_of(parts, [&](const Part& p) {
     const Sequence& s = *p.sequence;
     return p.drafts > 0 || s.mask || s.wants_all_logits() || s.request.digest_logits ||
-           (options_.draft_tokens > 0 && s.request.speculate);
+           (drafting_ && s.request.speculate);
   });
 }
 

@@ -27,6 +27,7 @@ struct EngineOptions {
   bool prefix_cache = true;
   int32_t priority_steps = 100;  // steps of waiting that one level of Request::priority is worth
   int32_t draft_tokens = 0;      // speculation: drafts a sequence and step, found in its own text; 0: none
+  int32_t draft_requests = 32;   // while more sequences run than that nobody drafts: the others fill the steps
   std::shared_ptr<const Checkpoint> draft_file;  // a model of the same vocabulary that drafts where the text does not
   std::optional<bool> ahead;                 // start a step before the last one's results are seen; none: where it pays
   ComputeType compute = ComputeType::kAuto;  // bf16 or f16; auto: what the model is in
@@ -103,6 +104,7 @@ class Engine {
   void receive();
   void end_overdue();
   void set_slots(const std::vector<Part>& parts);
+  bool drafts_pay() const;
   std::vector<int32_t> propose(Sequence& s, int32_t most);
   StepShape shape_of(const std::vector<Part>& parts) const;
   StepKinds fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
@@ -135,6 +137,7 @@ class Engine {
   std::unique_ptr<SamplerSlots> slots_;
   std::unique_ptr<StepMasks> masks_;
   std::unique_ptr<Flight> flight_;  // the step under way
+  bool drafting_ = false;           // in the step being made
   std::map<RequestId, Result> finished_;
   std::vector<RowOrigin> step_rows_;
   EngineStats counted_;  // by the stepping thread

@@ -5,6 +5,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "engine/answer_text.h"
+#include "models/synthetic.h"
 #include "models/tokenizer_spec.h"
 #include "weights/load.h"
 
@@ -23,6 +24,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 }  // namespace
 
 std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path) {
+  if (names_synthetic(path)) return synthetic_checkpoint(path);
   return std::make_shared<const Checkpoint>(load_checkpoint(path));
 }
 

@@ -77,7 +77,7 @@ class Session {
   double load_s_ = 0;
 };
 
-// Opens a model file of any format isobit reads.
+// Opens a model file of any format isobit reads, or makes one of random weights (models/synthetic.h).
 std::shared_ptr<const Checkpoint> open_checkpoint(const std::string& path);
 
 }  // namespace isobit

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "models/synthetic.h"
 
 namespace isobit {
 namespace {
@@ -73,7 +74,7 @@ std::string cached_path(const KnownModel& model) { return cache_folder() + "/mod
 
 bool names_model(const std::string& name) {
   std::error_code ignored;
-  return find_model(name) != nullptr || fs::exists(name, ignored);
+  return find_model(name) != nullptr || names_synthetic(name) || fs::exists(name, ignored);
 }
 
 std::string resolve_model(const std::string& name) {
@@ -83,7 +84,7 @@ std::string resolve_model(const std::string& name) {
     if (fs::exists(path, ignored)) return path;
     throw fail(ErrorCode::kNotFound, "model '{}' has not been fetched yet; run: isobit pull {}", name, name);
   }
-  if (fs::exists(name, ignored)) return name;
+  if (names_synthetic(name) || fs::exists(name, ignored)) return name;
   std::string names;
   for (const KnownModel& m : kModels) names += (names.empty() ? "" : ", ") + std::string(m.name);
   throw fail(ErrorCode::kNotFound, "'{}' is neither a file nor a known model; known models: {}", name, names);

@@ -33,7 +33,7 @@ const KnownModel* find_model(std::string_view name);
 std::string cache_folder();
 std::string cached_path(const KnownModel& model);
 
-// True for a known name or an existing file.
+// True for a known name, an existing file or a model of random weights (models/synthetic.h).
 bool names_model(const std::string& name);
 // The path of a model given by name or path. Throws Error kNotFound that says how to fetch it, or names what is known.
 std::string resolve_model(const std::string& name);

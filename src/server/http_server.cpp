@@ -299,8 +299,9 @@ class Connection final : public HttpReply, public std::enable_shared_from_this<C
   }
 
   void finish_observed(int status) {
-    if (shared_.observer)
-      shared_.observer(path_, status, std::chrono::duration<double>(HttpClock::now() - started_).count());
+    const double seconds = std::chrono::duration<double>(HttpClock::now() - started_).count();
+    spdlog::info("request {}: {} {} {:.3f} s", id_, path_, status, seconds);
+    if (shared_.observer) shared_.observer(path_, status, seconds);
   }
 
   static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";

@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 import unittest
 
 from server_test import BUILD, ISOBIT, Case
@@ -99,6 +100,8 @@ class Structured(Case):
 
 
 class Sglang(Case):
+    flags = ("--log", "info")
+
     def generate(self, expect=200, **body):
         return self.server.post("/generate", body, expect=expect)
 
@@ -183,7 +186,15 @@ class Sglang(Case):
     def test_request_ids(self):
         status, body, headers = self.server.call("POST", "/generate", json.dumps({"text": "a", "rid": "mine"}))
         self.assertEqual((status, json.loads(body)["meta_info"]["id"]), (200, "mine"))
-        self.assertTrue(re.fullmatch(r"[0-9a-f]{9,}", headers["X-Request-Id"]), headers)
+        number = headers["X-Request-Id"]
+        self.assertTrue(re.fullmatch(r"[0-9a-f]{9,}", number), headers)
+        for _ in range(50):
+            log = b"".join(self.server.log).decode()
+            if f"request {number}: /generate 200" in log and "request mine: complete" in log:
+                break
+            time.sleep(0.1)
+        else:
+            self.fail(log)
 
 
 class Determinism(Case):
@@ -220,6 +231,18 @@ class Bench(Case):
         none = subprocess.run([ISOBIT, "bench", "serve", "--url", "http://127.0.0.1:9"], capture_output=True, text=True)
         self.assertEqual(none.returncode, 5)
         self.assertIn("no server answers", none.stderr)
+
+    def test_throughput(self):
+        for model in (self.model, "random:tiny"):
+            run = subprocess.run([ISOBIT, "bench", "throughput", "-m", model, "--device", "cpu", "-t", "2", "-r", "5", "--input", "20",
+                                  "--output", "6", "--json"], capture_output=True, text=True, timeout=120)
+            self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+            figures = json.loads(run.stdout)
+            self.assertEqual((figures["completed"], figures["failed"], figures["output_tokens"]), (5, 0, 30))
+            self.assertEqual(figures["case"].split("-")[-2:], ["5x20", "6"])
+            self.assertAlmostEqual(figures["us"] * figures["output_tok_s"], 1e6, delta=1)
+            self.assertTrue(0 < figures["floor_us"] < figures["us"], figures)
+            self.assertEqual(figures["steps"], 6)
 
 
 class Page(Case):
