@@ -13,7 +13,7 @@
 #include <optional>
 #include <thread>
 
-#include "cli/peer_process.h"
+#include "cli/llama_cpp.h"
 #include "models/registry.h"
 
 namespace isobit::cli {
@@ -71,35 +71,6 @@ long peak_resident_kib() {
   return 0;
 }
 
-// llama.cpp in a process of its own, so that memory can be told apart.
-class LlamaCpp {
- public:
-  LlamaCpp(const BenchFlags& f, const std::string& model, int threads, int32_t context)
-      : process_({f.python, std::string(ISOBIT_BENCH_FOLDER) + "/peers/llama_cpp_peer.py", model,
-                  std::to_string(threads), std::to_string(context)}) {
-    const auto line = process_.read_line();
-    if (!line || !line->starts_with("ready")) {
-      throw fail(
-          ErrorCode::kNotFound,
-          "llama-cpp-python did not start with {}; install it there (pip install llama-cpp-python) or name another "
-          "interpreter with --python",
-          f.python);
-    }
-    version_ = line->substr(6);
-  }
-  double ask(const std::string& job) {
-    process_.write_line(job);
-    const auto line = process_.read_line();
-    if (!line) throw fail(ErrorCode::kInternal, "llama.cpp ended during '{}'", job);
-    return std::stod(*line);
-  }
-  const std::string& version() const { return version_; }
-
- private:
-  PeerProcess process_;
-  std::string version_;
-};
-
 struct Rates {
   std::vector<double> prefill, peer_prefill;
   std::vector<std::vector<double>> decode, peer_decode;  // by context
@@ -119,7 +90,7 @@ int bench_cpu(BenchFlags& f) {
   const auto session = open_session(f.model, o);
   Engine& engine = session->engine();
   std::optional<LlamaCpp> peer;
-  if (!f.no_peer) peer.emplace(f, path, threads, context);
+  if (!f.no_peer) peer.emplace(f.python, path, threads, context);
   Rates rates;
   rates.decode.resize(f.contexts.size());
   rates.peer_decode.resize(f.contexts.size());
@@ -213,6 +184,7 @@ void add_bench(CLI::App& app, Command& command) {
   cpu->callback([f, &command] { command.run = [f] { return bench_cpu(*f); }; });
   add_bench_decoder(*sub, command);
   add_bench_serve(*sub, command);
+  add_bench_throughput(*sub, command);
 }
 
 }  // namespace isobit::cli
