@@ -59,6 +59,18 @@ int32_t longest_window(Session& session) {
   return longest;
 }
 
+// A log that goes on, to the word with which it has more than `tokens`.
+std::string text_longer_than(const Session& session, int32_t tokens) {
+  const std::string log = kShared;
+  std::string text;
+  for (size_t at = 0; static_cast<int32_t>(session.text_prompt(text).size()) <= tokens;) {
+    const size_t end = std::min(log.find(' ', at), log.size());
+    text += (text.empty() ? "" : " ") + log.substr(at, end - at);
+    at = end + 1 < log.size() ? end + 1 : 0;
+  }
+  return text;
+}
+
 std::vector<VerifyPrompt> make_prompts(Session& session, bool quick) {
   std::vector<VerifyPrompt> prompts;
   const auto add = [&](std::string name, const std::string& text) {
@@ -69,11 +81,10 @@ std::vector<VerifyPrompt> make_prompts(Session& session, bool quick) {
   }
   add("shared prefix 1", std::string(kShared) + "What happened on the second day?");
   add("shared prefix 2", std::string(kShared) + "Who wrote down the depth?");
-  if (!quick) add("long", std::string(kShared) + kShared + kShared + "Count the days.");
   if (const int32_t window = longest_window(session); window > 0) {
-    std::string text = kShared;
-    while (static_cast<int32_t>(session.text_prompt(text).size()) <= window) text += kShared;
-    add("beyond the window", text + "Count the days.");
+    add("beyond the window", text_longer_than(session, window) + " Count the days.");
+  } else if (!quick) {
+    add("long", std::string(kShared) + kShared + kShared + "Count the days.");
   }
   return prompts;
 }
@@ -82,16 +93,22 @@ std::string describe(const VerifyDifference& d) {
   std::string at = d.op.empty()  ? "a second, traced run did not differ"
                    : d.layer < 0 ? d.op
                                  : fmt::format("layer {}, {}", d.layer, d.op);
-  return fmt::format("    {}: {} differ at position {}: {}", d.prompt, d.what, d.position, at);
+  return fmt::format("    {}, {}: {} differs at position {}: {}", d.prompt, d.sampled ? "seeded" : "greedy", d.what,
+                     d.position, at);
 }
 
 nlohmann::json as_json(const VerifyRow& r) {
-  nlohmann::json j = {{"setting", r.setting.name},      {"sampled", r.sampled},
-                      {"positions", r.positions},       {"seconds", r.seconds},
+  nlohmann::json j = {{"setting", r.setting.name},      {"answers", r.answers},
+                      {"positions", r.positions},       {"logit_rows", r.logit_rows},
+                      {"seconds", r.seconds},           {"brief", r.setting.brief},
                       {"equal", r.differences.empty()}, {"differences", nlohmann::json::array()}};
   for (const VerifyDifference& d : r.differences) {
-    j["differences"].push_back(
-        {{"prompt", d.prompt}, {"position", d.position}, {"layer", d.layer}, {"op", d.op}, {"what", d.what}});
+    j["differences"].push_back({{"prompt", d.prompt},
+                                {"sampled", d.sampled},
+                                {"position", d.position},
+                                {"layer", d.layer},
+                                {"op", d.op},
+                                {"what", d.what}});
   }
   return j;
 }
@@ -168,6 +185,45 @@ int digests(VerifyFlags& f) {
   return different == 0 ? kOk : kDifferent;
 }
 
+// Ways to compute the same: threads and SIMD targets of the CPU (with a GPU as the baseline these are CPU = GPU).
+struct Backends {
+  std::vector<DeviceOptions> kinds;
+  std::vector<VerifyBackend> named;
+
+  Backends(const DeviceOptions& baseline, const BackendInfo& info) : kinds{baseline}, named{{0, info.name}} {
+    const auto add = [&](const std::string& name, const DeviceOptions& o, bool slow) {
+      if (make_backend(o)->info().description == info.description) return;  // every other setting runs on it
+      named.push_back({static_cast<int>(kinds.size()), name, slow});
+      kinds.push_back(o);
+    };
+    for (int threads : {1, 2})
+      add(fmt::format("cpu, {} thread{}", threads, threads > 1 ? "s" : ""), {"cpu", threads, baseline.simd}, false);
+    for (const std::string& target : cpu_simd_targets()) {
+      const bool slow = target == "scalar";
+      add("cpu, " + target + (slow ? ", in brief" : ""), {"cpu", baseline.threads, target}, slow);
+    }
+  }
+};
+
+void print_row(const VerifyRow& r) {
+  std::cout << fmt::format("  {:<30} {:>4} answers {:>6} positions {:>5} logit rows {:>6.1f} s  {}\n", r.setting.name,
+                           r.answers, r.positions, r.logit_rows, r.seconds,
+                           r.differences.empty() ? "equal" : "DIFFERENT");
+  for (const VerifyDifference& d : r.differences) std::cout << describe(d) << "\n";
+  std::cout << std::flush;
+}
+
+struct Totals {
+  int64_t positions = 0, logit_rows = 0;
+  size_t different = 0;
+
+  void add(const VerifyRow& r) {
+    positions += r.positions;
+    logit_rows += r.logit_rows;
+    different += r.differences.empty() ? 0 : 1;
+  }
+};
+
 int verify(VerifyFlags& f) {
   if (!f.name.empty()) f.model.model = f.name;
   if (f.digests || !f.against.empty()) return digests(f);
@@ -175,61 +231,45 @@ int verify(VerifyFlags& f) {
   EngineOptions engine;
   engine.max_requests = 1;
   std::vector<VerifyPrompt> prompts;
-  std::string device;
+  BackendInfo device;
   {
     Session session(path, f.model.device_options(), engine);
     prompts = choose_prompts(session, f);
-    device = session.engine().backend().info().name;
+    device = session.engine().backend().info();
   }
   if (f.quick) f.options.batches = {1, 7};
   if (f.quick) f.options.chunks = {1, 37};
   if (!f.batches.empty()) f.options.batches = f.batches;
   if (!f.chunks.empty()) f.options.chunks = f.chunks;
-  // Other ways to compute the same: threads and SIMD targets of the CPU (with a GPU as the baseline these are CPU =
-  // GPU).
-  const DeviceOptions baseline = f.model.device_options();
-  std::vector<DeviceOptions> kinds = {baseline};
-  std::vector<VerifyBackend> backends = {{0, device}};
-  const auto add_kind = [&](const std::string& name, const DeviceOptions& o) {
-    backends.push_back({static_cast<int>(kinds.size()), name});
-    kinds.push_back(o);
-  };
-  for (int threads : {1, 2})
-    add_kind(fmt::format("cpu, {} thread{}", threads, threads > 1 ? "s" : ""), {"cpu", threads, baseline.simd});
-  for (const std::string& target : cpu_simd_targets()) add_kind("cpu, " + target, {"cpu", baseline.threads, target});
+  const Backends backends(f.model.device_options(), device);
   Verifier verifier(
-      open_checkpoint(path), [&](int kind) { return make_backend(kinds[static_cast<size_t>(kind)]); }, backends,
-      f.options);
+      open_checkpoint(path), [&](int kind) { return make_backend(backends.kinds[static_cast<size_t>(kind)]); },
+      backends.named, f.options);
   if (!f.json) {
-    std::cout << fmt::format("{} on {}, contract {}: {} prompts, {} settings, greedy and sampled\n", path, device,
-                             numerics::kContractVersion, prompts.size(), verifier.settings().size())
+    std::cout << fmt::format("{} on {}, contract {}: {} prompts, {} settings, greedy and seeded\n", path,
+                             device.description, numerics::kContractVersion, prompts.size(), verifier.settings().size())
               << std::flush;
   }
-  size_t different = 0;
-  int64_t positions = 0;
-  const auto on_row = [&](const VerifyRow& r) {
-    different += r.differences.empty() ? 0 : 1;
-    positions += r.positions;
-    if (f.json) return;
-    std::cout << fmt::format("  {:<36} {:<8} {:>7} positions {:>6.1f} s  {}\n", r.setting.name,
-                             r.sampled ? "sampled" : "greedy", r.positions, r.seconds,
-                             r.differences.empty() ? "equal" : "DIFFERENT");
-    for (const VerifyDifference& d : r.differences) std::cout << describe(d) << "\n";
-    std::cout << std::flush;
-  };
-  const std::vector<VerifyRow> rows = verifier.run(prompts, on_row);
+  Totals total;
+  const std::vector<VerifyRow> rows = verifier.run(prompts, [&](const VerifyRow& r) {
+    total.add(r);
+    if (!f.json) print_row(r);
+  });
   if (f.json) {
     nlohmann::json j = {{"contract", numerics::kContractVersion},
-                        {"device", device},
-                        {"positions", positions},
-                        {"different", different}};
+                        {"device", device.name},
+                        {"positions", total.positions},
+                        {"logit_rows", total.logit_rows},
+                        {"different", total.different}};
     for (const VerifyRow& r : rows) j["rows"].push_back(as_json(r));
     std::cout << json_text(j) << "\n";
   } else {
-    std::cout << (different == 0 ? fmt::format("All equal: {} logit rows compared byte by byte.\n", positions)
-                                 : fmt::format("{} of {} runs differ.\n", different, rows.size()));
+    std::cout << (total.different == 0
+                      ? fmt::format("All equal: {} positions and {} logit rows compared byte by byte.\n",
+                                    total.positions, total.logit_rows)
+                      : fmt::format("{} of {} settings differ.\n", total.different, rows.size()));
   }
-  return different == 0 ? kOk : kDifferent;
+  return total.different == 0 ? kOk : kDifferent;
 }
 
 }  // namespace
@@ -263,7 +303,14 @@ void add_verify(CLI::App& app, Command& command) {
   sub->add_option("--batch", f->batch, "Sequences at once for --digests and --against")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
-  sub->footer(R"(Examples:
+  sub->footer(
+      R"(Every prompt is answered greedily, and with a seed where it has at most 128 tokens, first alone, then in
+each setting; where layers have windows, one prompt is longer than they. Compared by bytes are the tokens, every
+position's residual stream behind the last layer (all that the layers make goes into it), and the logits of each sampled
+position and of the prompts' last 4. "In brief" (scalar code, a fiftieth of the speed) is the two shortest prompts and
+the longest, 4 tokens each.
+
+Examples:
   isobit verify
   isobit verify --quick
   isobit verify --digests --device cuda > h200.json; isobit verify --against h200.json --device cpu

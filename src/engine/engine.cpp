@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "base/error.h"
@@ -31,6 +32,18 @@ std::string no_token_fits(int32_t position) {
 std::string not_finite(int32_t token) {
   return fmt::format(
       "the logits after token {} hold a NaN or no finite value: the model's weights are damaged or overflow", token);
+}
+
+std::vector<float> downloaded(Backend& backend, const float* from, int64_t first, int64_t rows, int64_t columns) {
+  std::vector<float> values(static_cast<size_t>(rows * columns));
+  backend.download(values.data(), from + first * columns, values.size() * sizeof(float));
+  return values;
+}
+
+void for_each_row(const std::vector<float>& values, int64_t columns, int32_t position,
+                  const std::function<void(int32_t position, std::span<const float> row)>& visit) {
+  const auto size = static_cast<size_t>(columns);
+  for (size_t at = 0; at < values.size(); at += size) visit(position++, std::span(values).subspan(at, size));
 }
 
 }  // namespace
@@ -401,7 +414,7 @@ StepShape Engine::shape_of(const std::vector<Part>& parts) const {
 bool Engine::must_land_at_once(const std::vector<Part>& parts) const {
   return !*options_.ahead || std::ranges::any_of(parts, [&](const Part& p) {
     const Sequence& s = *p.sequence;
-    return p.drafts > 0 || s.mask || s.wants_all_logits() || s.request.digest_logits ||
+    return p.drafts > 0 || s.mask || s.is_observed() || s.request.digest_logits ||
            (drafting_ && s.request.speculate);
   });
 }
@@ -473,7 +486,7 @@ void Engine::land(Flight& flight) {
   flight.arrive();
   std::erase_if(flight.parts, [](const Part& p) { return p.sequence->done; });
   for (Part& p : flight.parts) accept(p, flight.sampled);
-  observe_logits(flight.parts);
+  observe(flight.parts);
   for (const Part& p : flight.parts) {
     counted_.computed_tokens += p.rows();
     scheduler_->settle(p);
@@ -562,30 +575,53 @@ void Engine::accept_token(Sequence& s, const TokenOutput& out) {
   }
 }
 
-// The logits of every row of sequences that asked for them, a few rows at a time.
-void Engine::observe_logits(const std::vector<Part>& parts) {
-  const int32_t limit = decoder_->limits().logit_rows;
-  for (const Part& p : parts) {
-    Sequence& s = *p.sequence;
-    const int32_t start = p.start;
-    if (!s.wants_all_logits() || s.result.reason == FinishReason::kError) continue;
-    for (int32_t first = std::max(0, s.scored - start); first < p.kept(); first += limit) {
-      const int32_t rows = std::min(limit, p.kept() - first);
-      std::vector<int32_t> index(static_cast<size_t>(limit), -1);
-      for (int32_t i = 0; i < rows; i++) index[static_cast<size_t>(i)] = p.first_row + first + i;
-      backend_->upload(decoder_->inputs().logit_rows.data(), index.data(), index.size() * 4);
-      decoder_->head(rows);
-      if (s.request.prompt_logprobs) score_prompt(p, decoder_->logits(), first, rows);
-      if (!s.request.on_logits) continue;
-      std::vector<float> logits(static_cast<size_t>(rows) * static_cast<size_t>(config_.vocab));
-      backend_->download(logits.data(), decoder_->logits(), logits.size() * sizeof(float));
-      for (int32_t i = 0; i < rows; i++) {
-        s.request.on_logits(start + first + i, std::span(logits).subspan(static_cast<size_t>(i * config_.vocab),
-                                                                         static_cast<size_t>(config_.vocab)));
-      }
-    }
-    s.scored = std::max(s.scored, start + p.kept());
+// Rows of sequences that asked for them.
+void Engine::observe(const std::vector<Part>& parts) {
+  // The heads of other rows overwrite the logits that the step sampled from.
+  std::vector<std::vector<float>> sampled(parts.size());
+  for (size_t i = 0; i < parts.size(); i++) {
+    const Part& p = parts[i];
+    if (p.sample_row < 0 || !p.sequence->request.on_logits) continue;
+    sampled[i] = downloaded(*backend_, decoder_->logits(), p.sample_row, 1 + p.accepted, config_.vocab);
   }
+  for (size_t i = 0; i < parts.size(); i++) {
+    Sequence& s = *parts[i].sequence;
+    if (!s.is_observed() || s.result.reason == FinishReason::kError) continue;
+    if (s.request.on_residual) observe_residual(parts[i]);
+    if (s.request.on_logits || s.request.prompt_logprobs) observe_logits(parts[i], sampled[i]);
+    s.scored = std::max(s.scored, parts[i].start + parts[i].kept());
+  }
+}
+
+void Engine::observe_residual(const Part& part) {
+  const Sequence& s = *part.sequence;
+  const int32_t first = std::max(0, s.scored - part.start), rows = part.kept() - first;
+  if (rows <= 0) return;
+  const auto values = downloaded(*backend_, decoder_->residual(), part.first_row + first, rows, config_.hidden);
+  for_each_row(values, config_.hidden, part.start + first, s.request.on_residual);
+}
+
+// The rows before the sampled ones go through the head here, a few at a time.
+void Engine::observe_logits(const Part& part, const std::vector<float>& of_sampled) {
+  const Sequence& s = *part.sequence;
+  const int32_t limit = decoder_->limits().logit_rows;
+  const int32_t from = s.request.prompt_logprobs ? s.scored : std::max(s.scored, s.request.logits_from);
+  const int32_t sampled_from = of_sampled.empty() ? part.kept() : part.count - 1;
+  const auto hand_out = [&](const std::vector<float>& logits, int32_t first) {
+    for_each_row(logits, config_.vocab, part.start + first, [&](int32_t position, std::span<const float> row) {
+      if (position >= std::max(s.scored, s.request.logits_from)) s.request.on_logits(position, row);
+    });
+  };
+  for (int32_t first = std::max(0, from - part.start); first < sampled_from; first += limit) {
+    const int32_t rows = std::min(limit, sampled_from - first);
+    std::vector<int32_t> index(static_cast<size_t>(limit), -1);
+    std::iota(index.begin(), index.begin() + rows, part.first_row + first);
+    backend_->upload(decoder_->inputs().logit_rows.data(), index.data(), index.size() * 4);
+    decoder_->head(rows);
+    if (s.request.prompt_logprobs) score_prompt(part, decoder_->logits(), first, rows);
+    if (s.request.on_logits) hand_out(downloaded(*backend_, decoder_->logits(), 0, rows, config_.vocab), first);
+  }
+  if (!of_sampled.empty()) hand_out(of_sampled, sampled_from);
 }
 
 void Engine::score_prompt(const Part& part, const float* logits, int32_t first, int32_t rows) {

@@ -117,7 +117,9 @@ class Engine {
   void accept(Part& part, const Sampled& from);
   void accept_token(Sequence& s, const TokenOutput& out);
   void digest_logits(Sequence& s, TokenOutput& out, int32_t row);
-  void observe_logits(const std::vector<Part>& parts);
+  void observe(const std::vector<Part>& parts);
+  void observe_residual(const Part& part);
+  void observe_logits(const Part& part, const std::vector<float>& of_sampled);
   void score_prompt(const Part& part, const float* logits, int32_t first, int32_t rows);
   void finish(Sequence& s, FinishReason reason, std::string error = {});
   void retire();

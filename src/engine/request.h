@@ -45,9 +45,12 @@ struct Request {
   std::optional<std::chrono::steady_clock::time_point> deadline;
   std::function<void(const TokenOutput&)> on_token;  // called from Engine::step
   std::function<void(Result&&)> on_finish;           // likewise; Engine::take then has nothing
-  // Every computed position's logits, as soon as they are made; slow, for verification. Position i predicts token i
-  // + 1.
+  // For verification, and slow: every computed position's row of the residual stream behind the last layer, and its
+  // logits (position i predicts token i + 1) from position `logits_from` on. Those that a token was sampled from are
+  // the sampler's own; others are made for this.
+  std::function<void(int32_t position, std::span<const float> residual)> on_residual;
   std::function<void(int32_t position, std::span<const float> logits)> on_logits;
+  int32_t logits_from = 0;
 };
 
 constexpr int32_t kMaxPriority = 1000;

@@ -22,7 +22,7 @@ struct Sequence {
   int32_t computed = 0;         // tokens whose keys and values are in the pages, or will be after the steps under way
   int32_t settled = 0;          // of them those of steps whose results were seen
   int32_t unknown_row = -1;     // of the rows that the step under way samples: the last token's; -1: all are known
-  int32_t scored = 0;           // positions whose logits were handed out (prompt_logprobs, on_logits)
+  int32_t scored = 0;           // positions that were handed out (prompt_logprobs, on_logits, on_residual)
   std::vector<PageId> pages;
   int32_t shared = 0;        // leading pages that are the prefix tree's
   int32_t slot = -1;         // of the sampler, while running
@@ -47,7 +47,7 @@ struct Sequence {
     if (position == size()) tokens.push_back(token);
     tokens[static_cast<size_t>(position)] = token;
   }
-  bool wants_all_logits() const { return request.prompt_logprobs || request.on_logits; }
+  bool is_observed() const { return request.prompt_logprobs || request.on_logits || request.on_residual; }
   bool ahead_of(const Sequence& other) const { return rank < other.rank || (rank == other.rank && id < other.id); }
   // The sampler can be told of the prompt and of what is in the context, but not how often each token was sampled.
   bool can_leave_slot() const {

@@ -77,61 +77,41 @@ std::vector<size_t> shuffled(size_t count, uint64_t seed) {
 
 struct Verifier::Trail {
   std::vector<int32_t> tokens;
-  std::map<int32_t, std::vector<float>> logits;  // by position
+  std::map<int32_t, std::vector<float>> residual, logits;  // by position
 };
 
-namespace {
-
-// What one run reports of each prompt's copies.
-struct Listener {
-  std::function<void(size_t prompt, int32_t position, std::span<const float> logits)> on_logits;
-  std::function<void(size_t prompt, const std::vector<TokenOutput>& tokens)> on_tokens;
+// Each is called with the index of the request, be it the first copy or another.
+struct Verifier::Listener {
+  using Row = std::function<void(size_t request, int32_t position, std::span<const float> row)>;
+  Row on_residual, on_logits;
+  std::function<void(size_t request, const std::vector<TokenOutput>& tokens)> on_tokens;
   // Every operator's output for one position; slow.
-  std::function<void(size_t prompt, int32_t position, int64_t layer, std::string_view op,
+  std::function<void(size_t request, int32_t position, int64_t layer, std::string_view op,
                      std::span<const std::byte> output)>
       on_op;
 };
 
-// Submits the prompts (copies too, so that every batch is full), runs them, reports.
-void play_once(Engine& engine, const VerifySetting& setting, const std::vector<Request>& requests,
-               const Listener& listener) {
-  const size_t copies =
-      std::max<size_t>(1, (static_cast<size_t>(setting.batch) + requests.size() - 1) / requests.size());
-  std::vector<size_t> order(requests.size() * copies);
-  std::iota(order.begin(), order.end(), size_t{0});
-  if (setting.shuffle) order = shuffled(order.size(), 7);
-  std::map<RequestId, size_t> prompt_of;
-  if (listener.on_op) {
-    engine.decoder().set_tracer(
-        [&](int64_t layer, std::string_view op, const void* data, DType type, int64_t, int64_t columns) {
-          const auto& rows = engine.step_rows();
-          const size_t row_bytes = dtype_bytes(type, static_cast<size_t>(columns));
-          std::vector<std::byte> host(rows.size() * row_bytes);
-          engine.backend().download(host.data(), data, host.size());
-          for (size_t i = 0; i < rows.size(); i++) {
-            const auto output = std::span(host).subspan(i * row_bytes, row_bytes);
-            listener.on_op(prompt_of.at(rows[i].request), rows[i].position, layer, op, output);
-          }
-        });
-  }
-  for (size_t i : order) {
-    const size_t prompt = i % requests.size();
-    Request r = requests[prompt];
-    if (listener.on_logits) {
-      r.on_logits = [&listener, prompt](int32_t position, std::span<const float> logits) {
-        listener.on_logits(prompt, position, logits);
-      };
-    }
-    prompt_of[engine.submit(std::move(r))] = prompt;
-  }
-  engine.run_until_idle();
-  engine.decoder().set_tracer({});
-  for (const auto& [id, prompt] : prompt_of) {
-    const Result result = engine.take(id).value();
-    if (result.reason == FinishReason::kError) throw Error(ErrorCode::kNumerical, result.error);
-    if (listener.on_tokens) listener.on_tokens(prompt, result.tokens);
-  }
+namespace {
+
+constexpr int32_t kPromptLogits = 4;  // of a prompt's last positions the logits are compared
+constexpr int32_t kBriefTokens = 4;
+
+// Which request each submission is: all of them, then copies, of short prompts first, until a batch is full.
+std::vector<size_t> submissions(const std::vector<Request>& requests, const VerifySetting& setting) {
+  std::vector<size_t> by_length(requests.size());
+  std::iota(by_length.begin(), by_length.end(), size_t{0});
+  std::vector<size_t> all = by_length;
+  std::ranges::stable_sort(by_length, {}, [&](size_t i) { return requests[i].prompt.size(); });
+  while (all.size() < static_cast<size_t>(setting.batch))
+    all.push_back(by_length[(all.size() - requests.size()) % requests.size()]);
+  if (!setting.shuffle) return all;
+  std::vector<size_t> order = shuffled(all.size(), 7);
+  for (size_t& i : order) i = all[i];
+  return order;
 }
+
+// What of two things that differ comes first: a token is drawn before the position is computed that it stands at.
+int order_of(std::string_view what) { return what == "token" ? 0 : what == "residual" ? 1 : 2; }
 
 }  // namespace
 
@@ -151,25 +131,45 @@ std::vector<VerifySetting> Verifier::settings() const {
   }
   for (int32_t c : options_.chunks)
     all.push_back({.name = fmt::format("prefill in chunks of {}", c), .batch = 2, .chunk = c});
-  all.push_back({.name = "prefix cache cold", .batch = 3});
-  all.push_back({.name = "prefix cache warm", .batch = 3, .warm_cache = true});
-  all.push_back({.name = "evicted and recomputed", .batch = 7, .chunk = 16, .starve_cache = true});
+  all.push_back({.name = "prefix cache cold", .batch = 3, .cache = true});
+  all.push_back({.name = "prefix cache warm", .batch = 3, .cache = true, .warm_cache = true});
+  all.push_back({.name = "evicted and recomputed", .batch = 7, .chunk = 16, .cache = true, .starve_cache = true});
   all.push_back({.name = "decoded tokens as one prefill", .batch = 1, .as_prefill = true});
   for (const VerifyBackend& b : backends_) {
-    if (b.kind != 0) all.push_back({.name = b.name, .batch = 3, .backend = b.kind});
+    if (b.kind != 0) all.push_back({.name = b.name, .batch = 3, .brief = b.slow, .backend = b.kind});
   }
   return all;
 }
 
+// Brief: the two shortest prompts and the longest, greedily.
+std::vector<Verifier::Answer> Verifier::answers(const std::vector<VerifyPrompt>& prompts, bool brief) const {
+  std::vector<size_t> by_length(prompts.size());
+  std::iota(by_length.begin(), by_length.end(), size_t{0});
+  const auto length = [&](size_t i) { return prompts[i].tokens.size(); };
+  std::ranges::stable_sort(by_length, {}, length);
+  if (brief && by_length.size() > 3) by_length.erase(by_length.begin() + 2, by_length.end() - 1);
+  const size_t longest = std::max(static_cast<size_t>(options_.seeded_up_to), length(by_length.front()));
+  std::vector<Answer> all;
+  for (const bool sampled : {false, true}) {
+    for (const size_t i : by_length) {
+      if (!sampled || (!brief && length(i) <= longest)) all.push_back({i, sampled});
+    }
+  }
+  std::ranges::sort(all, {}, [](const Answer& a) { return std::pair(a.sampled, a.prompt); });
+  return all;
+}
+
 std::vector<Request> Verifier::make_requests(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
-                                             bool sampled) const {
+                                             const std::vector<Answer>& answers) const {
   std::vector<Request> requests;
-  for (size_t i = 0; i < prompts.size(); i++) {
-    requests.push_back(verify_request(prompts[i], i, sampled, options_));
+  for (const Answer& a : answers) {
+    Request& r = requests.emplace_back(verify_request(prompts[a.prompt], a.prompt, a.sampled, options_));
+    r.logits_from = std::max(0, static_cast<int32_t>(r.prompt.size()) - kPromptLogits);
+    if (setting.brief) r.max_tokens = std::min(r.max_tokens, kBriefTokens);
     if (!setting.as_prefill) continue;
-    const auto& answer = (sampled ? seeded_ : greedy_)[i].tokens;
-    requests[i].prompt.insert(requests[i].prompt.end(), answer.begin(), answer.end());
-    requests[i].max_tokens = 0;
+    const std::vector<int32_t>& answer = baseline_.at(a).tokens;
+    r.prompt.insert(r.prompt.end(), answer.begin(), answer.end());
+    r.max_tokens = 0;
   }
   return requests;
 }
@@ -184,96 +184,141 @@ std::unique_ptr<Engine> Verifier::make_engine(const VerifySetting& setting,
   o.max_requests = setting.batch;
   o.tokens_per_step = std::max(512, setting.batch);
   o.chunk = setting.chunk;
-  o.prefix_cache = setting.warm_cache || setting.starve_cache;
+  o.prefix_cache = setting.cache;
   if (setting.starve_cache) o.pages = static_cast<int32_t>(longest / o.page_size + 3);
   return std::make_unique<Engine>(factory_(setting.backend), file_, o);
 }
 
-std::vector<Verifier::Trail> Verifier::play(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
-                                            bool sampled) const {
-  std::vector<Trail> trails(prompts.size());
-  const std::vector<Request> requests = make_requests(setting, prompts, sampled);
-  const auto engine = make_engine(setting, requests);
+// Submits the requests (copies too, so that a batch is full), runs them, reports. Returns how many answers were made.
+int32_t Verifier::play(Engine& engine, const VerifySetting& setting, const std::vector<Request>& requests,
+                       const Listener& listener) const {
+  std::map<RequestId, size_t> request_of;
+  if (listener.on_op) {
+    engine.decoder().set_tracer(
+        [&](int64_t layer, std::string_view op, const void* data, DType type, int64_t, int64_t columns) {
+          const auto& rows = engine.step_rows();
+          const size_t row_bytes = dtype_bytes(type, static_cast<size_t>(columns));
+          std::vector<std::byte> host(rows.size() * row_bytes);
+          engine.backend().download(host.data(), data, host.size());
+          for (size_t i = 0; i < rows.size(); i++) {
+            const auto output = std::span(host).subspan(i * row_bytes, row_bytes);
+            listener.on_op(request_of.at(rows[i].request), rows[i].position, layer, op, output);
+          }
+        });
+  }
+  const auto bound = [](const Listener::Row& row, size_t request) {
+    std::function<void(int32_t, std::span<const float>)> one;
+    if (row) one = [&row, request](int32_t position, std::span<const float> values) { row(request, position, values); };
+    return one;
+  };
+  for (const size_t i : submissions(requests, setting)) {
+    Request r = requests[i];
+    r.on_residual = bound(listener.on_residual, i);
+    r.on_logits = bound(listener.on_logits, i);
+    request_of[engine.submit(std::move(r))] = i;
+  }
+  engine.run_until_idle();
+  engine.decoder().set_tracer({});
+  for (const auto& [id, i] : request_of) {
+    const Result result = engine.take(id).value();
+    if (result.reason == FinishReason::kError) throw Error(ErrorCode::kNumerical, result.error);
+    if (listener.on_tokens) listener.on_tokens(i, result.tokens);
+  }
+  return static_cast<int32_t>(request_of.size());
+}
+
+std::map<Verifier::Answer, Verifier::Trail> Verifier::record(const VerifySetting& setting,
+                                                             const std::vector<VerifyPrompt>& prompts) const {
+  const std::vector<Answer> all = answers(prompts, false);
+  const std::vector<Request> requests = make_requests(setting, prompts, all);
+  std::map<Answer, Trail> trails;
   Listener listener;
-  listener.on_logits = [&](size_t prompt, int32_t position, std::span<const float> logits) {
-    trails[prompt].logits[position].assign(logits.begin(), logits.end());
+  listener.on_residual = [&](size_t i, int32_t position, std::span<const float> row) {
+    trails[all[i]].residual[position].assign(row.begin(), row.end());
   };
-  listener.on_tokens = [&](size_t prompt, const std::vector<TokenOutput>& tokens) {
-    for (const TokenOutput& t : tokens) trails[prompt].tokens.push_back(t.token);
+  listener.on_logits = [&](size_t i, int32_t position, std::span<const float> row) {
+    trails[all[i]].logits[position].assign(row.begin(), row.end());
   };
-  play_once(*engine, setting, requests, listener);
+  listener.on_tokens = [&](size_t i, const std::vector<TokenOutput>& tokens) {
+    for (const TokenOutput& t : tokens) trails[all[i]].tokens.push_back(t.token);
+  };
+  play(*make_engine(setting, requests), setting, requests, listener);
   return trails;
 }
 
-VerifyRow Verifier::compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
-                            bool sampled) const {
+VerifyRow Verifier::compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts) const {
   const auto start = std::chrono::steady_clock::now();
-  const std::vector<Trail>& baseline = sampled ? seeded_ : greedy_;
   VerifyRow row;
   row.setting = setting;
-  row.sampled = sampled;
-  const std::vector<Request> requests = make_requests(setting, prompts, sampled);
+  const std::vector<Answer> all = answers(prompts, setting.brief);
+  const std::vector<Request> requests = make_requests(setting, prompts, all);
   const auto engine = make_engine(setting, requests);
-  std::map<size_t, VerifyDifference> first;
-  const auto differs = [&](size_t prompt, int32_t position, const char* what) {
-    // A token comes before the logits of its own position, which follow from it.
-    VerifyDifference& d = first[prompt];
-    if (!d.prompt.empty() && (d.position < position || (d.position == position && d.what == "token"))) return;
-    d.prompt = prompts[prompt].name;
-    d.position = position;
-    d.what = what;
+  std::map<Answer, VerifyDifference> first;
+  const auto differs = [&](const Answer& a, int32_t position, const char* what) {
+    VerifyDifference& d = first[a];
+    const auto place = [](int32_t at, std::string_view of) { return std::pair(at, order_of(of)); };
+    if (!d.prompt.empty() && place(d.position, d.what) <= place(position, what)) return;
+    d = {.prompt = prompts[a.prompt].name, .sampled = a.sampled, .position = position, .op = {}, .what = what};
+  };
+  const auto comparing = [&](auto Trail::*rows, const char* what, int64_t& count) -> Listener::Row {
+    return [&, rows, what](size_t i, int32_t position, std::span<const float> got) {
+      const auto& known = baseline_.at(all[i]).*rows;
+      const auto want = known.find(position);
+      if (want == known.end()) return;  // beyond the baseline's answer, whose last token is not computed
+      count++;
+      if (std::memcmp(want->second.data(), got.data(), got.size_bytes()) != 0) differs(all[i], position, what);
+    };
   };
   Listener listener;
-  listener.on_logits = [&](size_t prompt, int32_t position, std::span<const float> logits) {
-    const auto known = baseline[prompt].logits.find(position);
-    if (known == baseline[prompt].logits.end()) return;  // beyond the baseline's answer: its last token has no logits
-    row.positions++;
-    if (std::memcmp(known->second.data(), logits.data(), logits.size_bytes()) != 0) differs(prompt, position, "logits");
-  };
-  listener.on_tokens = [&](size_t prompt, const std::vector<TokenOutput>& tokens) {
+  listener.on_residual = comparing(&Trail::residual, "residual", row.positions);
+  listener.on_logits = comparing(&Trail::logits, "logits", row.logit_rows);
+  listener.on_tokens = [&](size_t i, const std::vector<TokenOutput>& tokens) {
     if (setting.as_prefill) return;
-    const auto& known = baseline[prompt].tokens;
-    for (size_t i = 0; i < std::max(tokens.size(), known.size()); i++) {
-      if (i < tokens.size() && i < known.size() && tokens[i].token == known[i]) continue;
-      differs(prompt, static_cast<int32_t>(prompts[prompt].tokens.size() + i), "token");
+    std::span<const int32_t> known = baseline_.at(all[i]).tokens;
+    known = known.first(std::min(known.size(), static_cast<size_t>(requests[i].max_tokens)));
+    for (size_t n = 0; n < std::max(tokens.size(), known.size()); n++) {
+      if (n < tokens.size() && n < known.size() && tokens[n].token == known[n]) continue;
+      differs(all[i], static_cast<int32_t>(requests[i].prompt.size() + n), "token");
       break;
     }
   };
-  if (setting.warm_cache) play_once(*engine, setting, requests, {});
-  play_once(*engine, setting, requests, listener);
-  if (!first.empty()) locate(setting, prompts, sampled, first);
-  for (const auto& [prompt, d] : first) row.differences.push_back(d);
+  if (setting.warm_cache) play(*engine, setting, requests, {});
+  row.answers = play(*engine, setting, requests, listener);
+  if (!first.empty()) locate(setting, prompts, first);
+  for (const auto& [answer, d] : first) row.differences.push_back(d);
   row.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return row;
 }
 
-// Runs the baseline and the setting again with every operator traced, and names the first output of each prompt that
+// Runs the baseline and the setting again with every operator traced, and names the first output of each answer that
 // differs.
-void Verifier::locate(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled,
-                      std::map<size_t, VerifyDifference>& differences) const {
+void Verifier::locate(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
+                      std::map<Answer, VerifyDifference>& differences) const {
+  const std::vector<Answer> all = answers(prompts, setting.brief);
   const auto traces_of = [&](const VerifySetting& s) {
-    const std::vector<Request> requests = make_requests(s, prompts, sampled);
+    const std::vector<Request> requests = make_requests(s, prompts, all);
     const auto engine = make_engine(s, requests);
-    std::map<size_t, Trace> traces;
+    std::map<Answer, Trace> traces;
     Listener listener;
-    listener.on_op = [&](size_t prompt, int32_t position, int64_t layer, std::string_view op,
+    const auto add = [&](size_t i, int32_t position, int64_t layer, std::string_view op,
                          std::span<const std::byte> output) {
-      if (differences.contains(prompt)) traces[prompt][position].push_back({layer, std::string(op), digest_of(output)});
+      if (!differences.contains(all[i])) return;
+      traces[all[i]][position].push_back({layer, std::string(op), digest_of(output)});
     };
-    listener.on_logits = [&](size_t prompt, int32_t position, std::span<const float> logits) {
-      if (differences.contains(prompt))
-        traces[prompt][position].push_back({-1, kHead, digest_of(std::as_bytes(logits))});
+    listener.on_op = add;
+    listener.on_logits = [&](size_t i, int32_t position, std::span<const float> logits) {
+      add(i, position, -1, kHead, std::as_bytes(logits));
     };
-    if (s.warm_cache) play_once(*engine, s, requests, listener);
-    play_once(*engine, s, requests, listener);
+    if (s.warm_cache) play(*engine, s, requests, listener);
+    play(*engine, s, requests, listener);
     return traces;
   };
-  std::map<size_t, Trace> want = traces_of({.name = "baseline"}), got = traces_of(setting);
-  for (auto& [prompt, d] : differences) {
+  std::map<Answer, Trace> want = traces_of({.name = "baseline", .brief = setting.brief}), got = traces_of(setting);
+  for (auto& [answer, d] : differences) {
     // A token is sampled from the logits of the position before it.
     const bool token = d.what == "token";
     d.layer = -1;
-    first_difference(want[prompt], got[prompt], token ? d.position - 1 : d.position, d);
+    first_difference(want[answer], got[answer], token ? d.position - 1 : d.position, d);
     if (d.op.empty() && token) d.op = kSample;
   }
 }
@@ -281,15 +326,11 @@ void Verifier::locate(const VerifySetting& setting, const std::vector<VerifyProm
 std::vector<VerifyRow> Verifier::run(const std::vector<VerifyPrompt>& prompts,
                                      const std::function<void(const VerifyRow&)>& on_row) {
   require(!prompts.empty(), "verify: no prompts");
-  const VerifySetting alone{.name = "baseline: one prompt alone, one prefill, no cache"};
-  greedy_ = play(alone, prompts, false);
-  seeded_ = play(alone, prompts, true);
+  baseline_ = record({.name = "baseline: one prompt alone, one prefill, no cache"}, prompts);
   std::vector<VerifyRow> rows;
   for (const VerifySetting& s : settings()) {
-    for (const bool sampled : {false, true}) {
-      rows.push_back(compare(s, prompts, sampled));
-      if (on_row) on_row(rows.back());
-    }
+    rows.push_back(compare(s, prompts));
+    if (on_row) on_row(rows.back());
   }
   return rows;
 }

@@ -1,6 +1,11 @@
 #pragma once
-// Proves the contract on this machine: the same prompts through every setting that must not matter, logits compared by
-// bytes.
+// Proves the contract on this machine: the same prompts through every setting that must not matter, what comes out
+// compared by bytes.
+//
+// Of every position the residual stream behind the last layer is compared: all that the layers make goes into it. The
+// LM head, which may be most of a small model's work, is compared where it is computed anyway, at each position that a
+// token is sampled from, and at the prompt's last few. Seeded and greedy answers share the batches; a prompt that is
+// long is answered greedily alone, since what a token is drawn from does not know how long the prompt was.
 #include <functional>
 #include <map>
 #include <memory>
@@ -19,6 +24,7 @@ struct VerifyPrompt {
 
 struct VerifyOptions {
   int32_t decode_tokens = 16;  // sampled after each prompt, greedy and seeded
+  int32_t seeded_up_to = 128;  // longest prompt, in tokens, that is answered with a seed too; the shortest always is
   uint64_t seed = 42;
   std::vector<int32_t> batches = {1, 2, 7, 32};
   std::vector<int32_t> chunks = {1, 16, 64, 37};
@@ -30,26 +36,30 @@ struct VerifySetting {
   int32_t batch = 1;
   int32_t chunk = 0;
   bool shuffle = false;
+  bool cache = false;         // of prefixes; empty at first
   bool warm_cache = false;    // run everything once before, then again over the cached prefixes
   bool starve_cache = false;  // so few pages that sequences are preempted and recomputed
   bool as_prefill =
-      false;  // prompt and the baseline's answer as one prefill: every decoded position again, not decoded
+      false;           // prompt and the baseline's answer as one prefill: every decoded position again, not decoded
+  bool brief = false;  // for a backend of a fiftieth of the speed: three prompts, few tokens
   int backend = 0;
 };
 
 struct VerifyDifference {
   std::string prompt;
-  int32_t position = 0;  // the first position whose logits or token differ
+  bool sampled = false;  // with a seed; else greedily
+  int32_t position = 0;  // the first position that differs
   int64_t layer = 0;     // where the difference first appears; -1: embedding, head or sampling
   std::string op;        // "embed", "qkv", …, "head", "sample"; "" where a second, traced run did not differ
-  std::string what;      // "logits", "token"
+  std::string what;      // "token", "residual", "logits"
 };
 
 struct VerifyRow {
   VerifySetting setting;
-  bool sampled = false;
-  int64_t positions = 0;                      // logits compared
-  std::vector<VerifyDifference> differences;  // the first of each prompt
+  int32_t answers = 0;                        // copies that fill a batch included
+  int64_t positions = 0;                      // whose residual streams were compared
+  int64_t logit_rows = 0;                     // compared
+  std::vector<VerifyDifference> differences;  // the first of each answer
   double seconds = 0;
 };
 
@@ -58,6 +68,7 @@ using BackendFactory = std::function<std::unique_ptr<Backend>(int kind)>;
 struct VerifyBackend {
   int kind = 0;
   std::string name;
+  bool slow = false;  // its setting is brief
 };
 
 class Verifier {
@@ -72,21 +83,31 @@ class Verifier {
   std::vector<VerifySetting> settings() const;
 
  private:
-  struct Trail;  // what one prompt gave: tokens, and each position's logits
+  struct Trail;     // what an answer gave, by position
+  struct Listener;  // what playing reports
+  // One prompt, answered one way.
+  struct Answer {
+    size_t prompt = 0;
+    bool sampled = false;
+    auto operator<=>(const Answer&) const = default;
+  };
 
+  std::vector<Answer> answers(const std::vector<VerifyPrompt>& prompts, bool brief) const;
   std::vector<Request> make_requests(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
-                                     bool sampled) const;
+                                     const std::vector<Answer>& answers) const;
   std::unique_ptr<Engine> make_engine(const VerifySetting& setting, const std::vector<Request>& requests) const;
-  std::vector<Trail> play(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled) const;
-  VerifyRow compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled) const;
-  void locate(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts, bool sampled,
-              std::map<size_t, VerifyDifference>& differences) const;
+  int32_t play(Engine& engine, const VerifySetting& setting, const std::vector<Request>& requests,
+               const Listener& listener) const;
+  std::map<Answer, Trail> record(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts) const;
+  VerifyRow compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts) const;
+  void locate(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
+              std::map<Answer, VerifyDifference>& differences) const;
 
   std::shared_ptr<const Checkpoint> file_;
   BackendFactory factory_;
   std::vector<VerifyBackend> backends_;
   VerifyOptions options_;
-  std::vector<Trail> greedy_, seeded_;  // the baseline
+  std::map<Answer, Trail> baseline_;
 };
 
 }  // namespace isobit

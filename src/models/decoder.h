@@ -69,7 +69,8 @@ class Decoder {
   const ModelConfig& config() const { return config_; }
   const StepLimits& limits() const { return limits_; }
   const StepInputs& inputs() const { return inputs_; }
-  float* logits() const { return logits_.data<float>(); }  // [limits.logit_rows, vocab]
+  float* logits() const { return logits_.data<float>(); }            // [limits.logit_rows, vocab]
+  const float* residual() const { return residual_.data<float>(); }  // [limits.tokens, hidden], of the last forward()
   int32_t* nonfinite() const {
     return nonfinite_.data<int32_t>();
   }  // [limits.tokens]: tokens whose k or v was not finite

@@ -12,6 +12,7 @@ import random
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import threading
 import time
 import unittest
 
-from tiny_gguf import TinyModel
+from tiny_gguf import I32, TinyModel, pair
 
 ISOBIT, BUILD = sys.argv[1:3]
 
@@ -98,13 +99,16 @@ class Server:
 
 class Case(unittest.TestCase):
     flags = ()
+    states = ()  # pairs of the model's metadata
 
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
         cls.path = pathlib.Path(cls.folder.name)
         cls.model = str(cls.path / "tiny.gguf")
-        pathlib.Path(cls.model).write_bytes(TinyModel().build())
+        model = TinyModel()
+        model.more = list(cls.states)
+        pathlib.Path(cls.model).write_bytes(model.build())
         cls.server = Server(cls.model, *cls.flags)
 
     @classmethod
@@ -217,6 +221,27 @@ class Answers(Case):
     def test_deadline(self):
         a = self.server.post("/v1/completions", {"prompt": "x", "max_tokens": 500, "ignore_eos": True, "timeout": 0.001})
         self.assertEqual(a["choices"][0]["finish_reason"], "deadline")
+
+
+class ModelsOwnSampling(Case):
+    """A model that states top-k 1: greedy, whatever the seed, for who says nothing."""
+    states = (pair("general.sampling.top_k", I32, struct.pack("<i", 1)),)
+
+    def test_chat_and_text(self):
+        def text(seed, **more):
+            return self.server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 12, "seed": seed, **more})["choices"][0]["text"]
+        greedy = text(1, temperature=0)
+        self.assertEqual([text(seed) for seed in (1, 2, 3)], [greedy] * 3)
+        self.assertGreater(len({text(seed, top_k=0) for seed in (1, 2, 3)}), 1)
+        chat = [self.server.post("/v1/chat/completions", self.chat(seed=seed, logprobs=True))["choices"][0] for seed in (1, 2)]
+        self.assertEqual(chat[0], chat[1])
+
+    def test_sglang(self):
+        def ids(seed, **more):
+            params = {"max_new_tokens": 12, "sampling_seed": seed, "ignore_eos": True, **more}
+            return self.server.post("/generate", {"text": "Hi", "sampling_params": params})["output_ids"]
+        self.assertEqual([ids(seed) for seed in (1, 2)], [ids(1, temperature=0)] * 2)
+        self.assertGreater(len({tuple(ids(seed, top_k=-1)) for seed in (1, 2, 3)}), 1)
 
 
 class Streams(Case):
