@@ -1,9 +1,13 @@
-// Rows `sampling`: 151936 logits of N(0, 3²), settings in slots, one launch. Rows `topk_per_row`: 129280 of the same.
+// Rows `sampling`: 151936 logits of N(0, 3²), settings in slots, one launch; the cases "call" are what an engine's step
+// does for it, host side included. Rows `topk_per_row`: 129280 of the same.
+#include <algorithm>
+#include <chrono>
 #include <memory>
 #include <random>
 #include <vector>
 
 #include "gpu_bench.h"
+#include "ops/cuda/cuda_backend.h"
 #include "ops/cuda/device.h"
 #include "ops/cuda/kernels.h"
 
@@ -83,19 +87,50 @@ class SamplingBench {
   }
 
   Timing run() {
-    return graph_timing(static_cast<int>(logits_.size()), [&](int i, cudaStream_t stream) {
-      SampleArgs a;
-      a.logits = logits_[static_cast<size_t>(i)].data<float>();
-      a.slots = slots_memory_.data<int32_t>(), a.positions = positions_.data<int32_t>();
-      a.rows = rows_, a.vocab = vocab_;
-      auto* out = outputs_.data<int32_t>();
-      a.tokens = out, a.status = out + rows_, a.top_ids = out + 4 * rows_;
-      a.logprobs = outputs_.data<float>() + 2 * rows_, a.top_logprobs = outputs_.data<float>() + 24 * rows_;
-      launch_sample(*slots_, a, context(stream));
-    });
+    return graph_timing(static_cast<int>(logits_.size()),
+                        [&](int i, cudaStream_t stream) { launch_sample(*slots_, args(i), context(stream)); });
+  }
+
+  // From slots and positions on the host to tokens and statuses there: uploads, the step's graph, the download.
+  Timing run_call() {
+    constexpr size_t kWarm = 40, kRead = 400;
+    const std::unique_ptr<Backend> backend = make_cuda_backend({});
+    std::vector<int32_t> ids(static_cast<size_t>(rows_)), positions(ids), tokens(ids), status(ids);
+    for (size_t i = 0; i < ids.size(); i++) ids[i] = positions[i] = static_cast<int32_t>(i);
+    const Upload uploads[] = {{slots_memory_.data(), ids.data(), Bytes(rows_)},
+                              {positions_.data(), positions.data(), Bytes(rows_)}};
+    const Download downloads[] = {{tokens.data(), outputs_.data(), Bytes(rows_)},
+                                  {status.data(), outputs_.data<int32_t>() + rows_, Bytes(rows_)}};
+    std::vector<double> times;
+    for (size_t n = 0; n < kWarm + kRead; n++) {
+      const size_t copy = n % logits_.size();
+      StepKey key;
+      key.logit_rows = rows_;
+      key.variant = static_cast<uint32_t>(copy);  // its own logits
+      for (int32_t& p : positions) p++;
+      backend->synchronize();
+      const auto begin = std::chrono::steady_clock::now();
+      backend->upload_all(uploads);
+      backend->run_step(key, [&] { backend->sample(*slots_, args(static_cast<int>(copy))); });
+      backend->download_later(downloads)();
+      const std::chrono::duration<double, std::micro> us = std::chrono::steady_clock::now() - begin;
+      if (n >= kWarm) times.push_back(us.count());
+    }
+    std::sort(times.begin(), times.end());
+    return {times[times.size() / 2], times[times.size() * 19 / 20]};
   }
 
  private:
+  SampleArgs args(int copy) const {
+    SampleArgs a;
+    a.logits = logits_[static_cast<size_t>(copy)].data<float>();
+    a.slots = slots_memory_.data<int32_t>(), a.positions = positions_.data<int32_t>();
+    a.rows = rows_, a.vocab = vocab_;
+    auto* out = outputs_.data<int32_t>();
+    a.tokens = out, a.status = out + rows_, a.top_ids = out + 4 * rows_;
+    a.logprobs = outputs_.data<float>() + 2 * rows_, a.top_logprobs = outputs_.data<float>() + 24 * rows_;
+    return a;
+  }
   static size_t Bytes(int rows) { return static_cast<size_t>(rows) * 4; }
   static cuda::KernelContext context(cudaStream_t stream) {
     cuda::KernelContext c;
@@ -142,11 +177,19 @@ void add(std::vector<Case>& cases) {
                        [s, rows] { return SamplingBench(rows, s, kVocab).run(); }});
     }
   }
-  for (const int64_t vocab : {int64_t{32768}, int64_t{128256}}) {
-    for (const int rows : {1, 32}) {
-      cases.push_back({"sampling", "no-filter-v" + std::to_string(vocab) + "-b" + std::to_string(rows),
-                       floor_us(0, 4.0 * rows * static_cast<double>(vocab)),
-                       [rows, vocab] { return SamplingBench(rows, settings()[0], vocab).run(); }});
+  for (const Setting& s : settings()) {
+    const std::string name = s.name;
+    if (name != "no-filter" && name != "topk-topp" && name != "minp") continue;
+    for (const int64_t vocab : {int64_t{32768}, int64_t{128256}}) {
+      for (const int rows : {1, 32}) {
+        cases.push_back({"sampling", name + "-v" + std::to_string(vocab) + "-b" + std::to_string(rows),
+                         floor_us(0, 4.0 * rows * static_cast<double>(vocab)),
+                         [s, rows, vocab] { return SamplingBench(rows, s, vocab).run(); }});
+      }
+    }
+    for (const int rows : {1, 8, 32, 128}) {
+      cases.push_back({"sampling", name + "-call-b" + std::to_string(rows), floor_us(0, 4.0 * rows * kVocab),
+                       [s, rows] { return SamplingBench(rows, s, kVocab).run_call(); }});
     }
   }
 }

@@ -62,6 +62,7 @@ enum class Defect {
   kTiesOverSelected,  // top-k keeps all that equal the k-th
   kLastTieTakesAll,   // the last tied survivor is given all the ties' mass: the others are never drawn
   kArgmaxFallback,    // top-p by tries, argmax when they fail
+  kArgmaxOfEqual,     // the same of equal logits with k 100
   kSixtyFour,         // candidates capped at 64
   kGreedyWhenCold,    // temperature 1e-6 taken for 0: of equals the first, always
 };
@@ -101,7 +102,7 @@ std::vector<int32_t> survivors(const std::vector<float>& z, const SamplingParams
     top_p();
   }
   if (defect == Defect::kSixtyFour && ids.size() > 64) ids.resize(64);
-  if (defect == Defect::kArgmaxFallback) ids.resize(1);
+  if (defect == Defect::kArgmaxFallback || defect == Defect::kArgmaxOfEqual) ids.resize(1);
   if (defect == Defect::kLastTieTakesAll) {
     const float last = z[static_cast<size_t>(ids.back())];
     const int32_t keep = ids.back();
@@ -378,10 +379,10 @@ double chi_square(Backend& backend, const std::vector<float>& y, SamplingParams 
 TEST(SamplingCpu, DrawsFollowTheDistribution) {
   Random random;
   SCOPED_TRACE(random.note());
-  const auto backend = make_cpu_backend({1, ""});
+  const auto backend = make_cpu_backend({2, ""});
   std::vector<float> y(1024);
   for (float& x : y) x = random.normal(1.5f);
-  SamplingParams filters[5];
+  SamplingParams filters[6];
   filters[1].top_k = 40;
   filters[1].top_p = 0.9f;
   filters[2].top_p = 0.8f;
@@ -389,10 +390,12 @@ TEST(SamplingCpu, DrawsFollowTheDistribution) {
   filters[4].temperature = 0.6f;
   filters[4].top_k = 128;
   filters[4].min_p = 0.01f;
+  filters[5].top_p = 0.95f;
+  filters[5].min_p = 0.01f;
   for (SamplingParams& p : filters) {
     p.seed = random.bits();
     int cells = 0;
-    const double x = chi_square(*backend, y, p, p.min_p == 0.0f && p.temperature == 1.0f ? 100000 : 20000, cells);
+    const double x = chi_square(*backend, y, p, 100000, cells);
     const double freedom = cells - 1;
     // Wilson-Hilferty: the cube root is nearly normal. Five deviations: one false alarm in millions.
     const double deviate = (std::cbrt(x / freedom) - (1 - 2 / (9 * freedom))) / std::sqrt(2 / (9 * freedom));
@@ -404,9 +407,10 @@ TEST(SamplingCpu, PlantedDefectsAreSeen) {
   Random random;
   SCOPED_TRACE(random.note());
   const auto backend = make_cpu_backend({1, ""});
-  for (const Defect defect : {Defect::kTiesToHigherId, Defect::kTopPBeforeTopK, Defect::kNoiseByRank,
-                              Defect::kMinPOfTotal, Defect::kTiesOverSelected, Defect::kLastTieTakesAll,
-                              Defect::kArgmaxFallback, Defect::kSixtyFour, Defect::kGreedyWhenCold}) {
+  for (const Defect defect :
+       {Defect::kTiesToHigherId, Defect::kTopPBeforeTopK, Defect::kNoiseByRank, Defect::kMinPOfTotal,
+        Defect::kTiesOverSelected, Defect::kLastTieTakesAll, Defect::kArgmaxFallback, Defect::kArgmaxOfEqual,
+        Defect::kSixtyFour, Defect::kGreedyWhenCold}) {
     int differs = 0;
     const auto pool = backend->make_sampler(1, 200);
     for (int i = 0; i < 200; i++) {
@@ -417,10 +421,11 @@ TEST(SamplingCpu, PlantedDefectsAreSeen) {
       p.top_p = defect == Defect::kTopPBeforeTopK ? 0.5f : 1.0f;
       p.min_p = defect == Defect::kMinPOfTotal ? 0.2f : 0.0f;
       if (defect == Defect::kArgmaxFallback) p.top_p = i % 2 == 0 ? 0.1f : 0.2f;
+      if (defect == Defect::kArgmaxOfEqual) p.top_k = 100;
       if (defect == Defect::kSixtyFour) p.top_k = pick(random, {65, 127, 128});
       if (defect == Defect::kGreedyWhenCold) p.temperature = 1e-6f;
       std::vector<float> y(200);
-      for (float& x : y) x = static_cast<float>(random.below(5));
+      for (float& x : y) x = static_cast<float>(defect == Defect::kArgmaxOfEqual ? 1 : random.below(5));
       pool->assign(0, p, {});
       Batch batch(200);
       batch.add(y, 0, i);

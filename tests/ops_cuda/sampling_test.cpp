@@ -212,7 +212,8 @@ int run_mixture(int64_t vocab, int rows, int steps, std::mt19937_64& random, boo
   const auto assign = [&](int slot) {
     SlotState& s = states[static_cast<size_t>(slot)];
     s = SlotState{draw_params(vocab, random), {}, {}};
-    for (uint64_t i = random() % 60; i > 0; i--) {
+    // Mostly few tokens, now and then most of the vocabulary: more than a CTA has a list for.
+    for (uint64_t i = random() % 5 == 0 ? static_cast<uint64_t>(vocab) : random() % 60; i > 0; i--) {
       s.prompt.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(vocab)));
     }
     slots->assign(slot, s.params, s.prompt);
@@ -385,6 +386,77 @@ TEST(GpuSampling, RowsOfOneSlotSeeTheSameCounts) {
     const auto want = references({state}, ids, logits, positions);
     expect_equal(step.results(), want, {state}, ids);
     for (const SampledRow& r : want) state.count(r.token);
+  }
+}
+
+// A seed gives the same tokens eagerly and by a captured graph, with log-probabilities and without; each route decodes
+// from the start. A defect is what a sampler with that fault would have been handed.
+enum class RouteDefect { kNone, kSeedIgnoredWithLogprobs, kPositionsAsCaptured, kCountsOfCaptureKept };
+
+std::vector<int32_t> tokens_by_route(bool graph, bool logprobs, uint64_t seed, RouteDefect defect) {
+  constexpr int64_t kVocab = 5003;
+  constexpr int kRows = 12, kSteps = 5;
+  std::mt19937_64 random(seed);
+  cudaStream_t stream = nullptr;
+  cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+  const auto slots = cuda::make_sampler_slots(kRows, kVocab, context(stream));
+  std::vector<int32_t> ids(kRows), positions(kRows), tokens;
+  std::vector<SamplingParams> params;
+  for (size_t i = 0; i < ids.size(); i++) {
+    ids[i] = static_cast<int32_t>(i);
+    SamplingParams p = draw_params(kVocab, random);
+    p.frequency_penalty = 1.5f;
+    p.top_logprobs = logprobs ? static_cast<int32_t>(i) : -1;
+    if (defect == RouteDefect::kSeedIgnoredWithLogprobs && logprobs) p.seed = 0;
+    params.push_back(p);
+    slots->assign(ids[i], p, {});
+  }
+  Step step(kRows, kVocab);
+  cudaGraphExec_t replay = nullptr;
+  for (int n = 0; n < kSteps; n++) {
+    std::vector<std::vector<float>> logits;
+    for (int i = 0; i < kRows; i++)
+      logits.push_back(draw_logits(i % 2 == 0 ? Logits::kNormal : Logits::kFlat, kVocab, random));
+    const bool captured = graph && defect == RouteDefect::kPositionsAsCaptured && n > 0;
+    for (int i = 0; i < kRows && !captured; i++) positions[static_cast<size_t>(i)] = 100 * i + n;
+    step.set(logits, ids, positions);
+    if (graph && replay == nullptr) {
+      if (defect == RouteDefect::kCountsOfCaptureKept) {
+        launch_sample(*slots, step.args(true), context(stream));
+        cuda::check(cudaStreamSynchronize(stream), "sample");
+      }
+      cudaGraph_t recorded = nullptr;
+      cuda::check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+      launch_sample(*slots, step.args(true), context(stream));
+      cuda::check(cudaStreamEndCapture(stream, &recorded), "capture");
+      cuda::check(cudaGraphInstantiate(&replay, recorded, 0), "capture");
+      cudaGraphDestroy(recorded);
+    }
+    if (graph) {
+      cuda::check(cudaGraphLaunch(replay, stream), "replay");
+    } else {
+      launch_sample(*slots, step.args(true), context(stream));
+    }
+    cuda::check(cudaStreamSynchronize(stream), "sample");
+    for (const SampledRow& r : step.results()) tokens.push_back(r.token);
+  }
+  if (replay != nullptr) cudaGraphExecDestroy(replay);
+  cudaStreamDestroy(stream);
+  return tokens;
+}
+
+TEST(GpuSampling, ASeedGivesTheSameTokensByEveryRoute) {
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE(seed);
+  const std::vector<int32_t> plain = tokens_by_route(false, false, seed, RouteDefect::kNone);
+  for (const bool graph : {false, true}) {
+    for (const bool logprobs : {false, true}) {
+      EXPECT_EQ(tokens_by_route(graph, logprobs, seed, RouteDefect::kNone), plain) << graph << logprobs;
+    }
+  }
+  for (const RouteDefect planted :
+       {RouteDefect::kSeedIgnoredWithLogprobs, RouteDefect::kPositionsAsCaptured, RouteDefect::kCountsOfCaptureKept}) {
+    EXPECT_NE(tokens_by_route(true, true, seed, planted), plain) << "defect " << static_cast<int>(planted);
   }
 }
 
