@@ -225,6 +225,45 @@ class GpuCheck(Project):
         self.assertEqual(tests, {"model.tiny.digests": ("passed", 1), "model.tiny.cpu_equals_gpu": ("failed", 2)})
         self.assertEqual(json.loads((self.root / "h200_digests_tiny.json").read_text()), {"prompts": [1, 2]})
 
+    def test_throughput(self):
+        self.program("isobit", """
+            load = {k: sys.argv[sys.argv.index(k) + 1] for k in ("--requests", "--input", "--output")}
+            row = {"op": "throughput", "case": "-".join(load.values()), "us": 2.0, "floor_us": 1.0, "output_tok_s": 5e5}
+            print(json.dumps(row | {"failed": int(load["--input"] == "8000")}))""")
+        self.run_check("--only", "throughput")
+        rows = json.loads(self.out.read_text())["rows"]
+        self.assertEqual([(r["case"], r["output_tok_s"]) for r in rows], [("80-1000-1000", 5e5)])
+
+    def test_server(self):
+        # It answers as a model would, in f16 with the time of day.
+        self.program("isobit", """
+            import http.server, time
+            class Handler(http.server.BaseHTTPRequestHandler):
+                def do_POST(self):
+                    body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                    logprob = time.monotonic() if "f16" in sys.argv else -1.5
+                    answer = {"tokens": list(body.get("prompt", "").encode()), "meta_info": {"output_token_logprobs": [[logprob, 7]]}}
+                    text = json.dumps(answer).encode()
+                    self.send_response(200)
+                    self.send_header("Content-Length", len(text))
+                    self.end_headers()
+                    self.wfile.write(text)
+                def log_message(self, *_):
+                    pass
+            http.server.ThreadingHTTPServer.request_queue_size = 512
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            print(f"listening on http://127.0.0.1:{server.server_port}\\nx on cuda:0, ready after 1 s", file=sys.stderr, flush=True)
+            server.serve_forever()""")
+        done = self.run_check("--only", "server", "--trials", "2")
+        self.assertEqual(done.returncode, 1, done.stdout)
+        tests = {t["name"]: (t["outcome"], t["cases"]) for t in json.loads(self.out.read_text())["tests"]}
+        self.assertEqual(tests.get("server.llama-1b-bf16.prefix", [done.stdout])[0], "passed")
+        self.assertGreater(tests["server.llama-1b-bf16.prefix"][1], 1)
+        self.assertEqual(tests["server.llama-1b-f16.prefix"][0], "failed", tests)
+        self.program("isobit", """print("listening on http://127.0.0.1:1\\nisobit: no memory", file=sys.stderr)""")
+        done = self.run_check("--only", "server", "--served", "random:llama-1b")
+        self.assertIn("no memory", done.stdout)
+
     def test_quick_runs_the_tests_alone(self):
         self.run_check("--quick")
         record = json.loads(self.out.read_text())
