@@ -666,33 +666,27 @@ void GemmPanel(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, Ge
 #if HWY_TARGET != HWY_SCALAR
 namespace {
 
-// Whether panels [first, first + count) are one stream for the row: nothing spilled, no sum cut into chunks.
-bool Streams(const GemmJob& job, int64_t first, int64_t count) {
-  if (job.x.below_words == nullptr || (job.x.general[0] & kGeneralTwelve) != 0) return false;
-  if (numerics::gemm_chunk_k(job.w->n(), job.w->k()) < job.w->k()) return false;
-  const auto panels = job.w->panels().subspan(static_cast<size_t>(first), static_cast<size_t>(count));
-  return std::all_of(panels.begin(), panels.end(), [](const PackedLinear::Panel& p) {
-    return p.format == PanelFormat::kTwelve && p.spill == nullptr;
-  });
+// Whether the row's panels can be a stream: kTwelve, and no sum is cut into chunks.
+bool Streams(const GemmJob& job, const PackedLinear::Panel& p) {
+  return p.format == PanelFormat::kTwelve && job.x.below_words != nullptr && (job.x.general[0] & kGeneralTwelve) == 0 &&
+         numerics::gemm_chunk_k(job.w->n(), job.w->k()) >= job.w->k();
 }
 
-// False: these panels are no stream, nothing is done.
-bool SingleStream(const GemmJob& job, int64_t first, int64_t count, GemmScratch& s) {
-  const bool gated = job.w->form() == LinearForm::kGated;
-  const auto panels = job.w->panels();
-  const auto partner = static_cast<int64_t>(panels.size() / 2);
-  if (!Streams(job, first, count) || (gated && !Streams(job, first + partner, count))) return false;
+// The sums of up to 2 kSinglePanels panels: those without spilled groups as one stream, the others one by one.
+void RunStream(const GemmJob& job, const PackedLinear::Panel* const* panels, float* const* acc, int count,
+               GemmScratch& s) {
   TwelveRun runs[2 * kSinglePanels];
-  int64_t panel[2 * kSinglePanels];
-  int n = 0;
-  for (int half = 0; half < (gated ? 2 : 1); half++) {
-    for (int64_t i = 0; i < count; i++, n++) {
-      float* acc = s.acc[half] + i * kPanel;
-      std::fill_n(acc, kPanel, 0.0f);
-      panel[n] = first + i + half * partner;
-      runs[n] = Groups(job, panels[static_cast<size_t>(panel[n])], 0, job.w->groups(), acc);
+  int of_run[2 * kSinglePanels], n = 0;
+  for (int i = 0; i < count; i++) {
+    std::fill_n(acc[i], kPanel, 0.0f);
+    if (HWY_UNLIKELY(panels[i]->spill != nullptr)) {
+      RunSingleTwelve(job, *panels[i], 0, 0, job.w->groups(), s, acc[i]);
+      continue;
     }
+    of_run[n] = i;
+    runs[n++] = Groups(job, *panels[i], 0, job.w->groups(), acc[i]);
   }
+  if (n == 0) return;
   uint32_t exact;
   {
     const TowardZeroMode mode;
@@ -701,12 +695,28 @@ bool SingleStream(const GemmJob& job, int64_t first, int64_t count, GemmScratch&
   for (int i = 0; i < n; i++) {
     if (HWY_LIKELY((exact >> i & 1) != 0)) continue;
     std::fill_n(runs[i].acc, kPanel, 0.0f);
-    GeneralGroups(job, panels[static_cast<size_t>(panel[i])], 0, 0, job.w->groups(), s, runs[i].acc);
+    GeneralGroups(job, *panels[of_run[i]], 0, 0, job.w->groups(), s, runs[i].acc);
   }
+}
+
+// False: these panels are no stream, nothing is done.
+bool SingleStream(const GemmJob& job, int64_t first, int64_t count, GemmScratch& s) {
+  const auto all = job.w->panels();
+  const bool gated = job.w->form() == LinearForm::kGated;
+  const PackedLinear::Panel* panels[2 * kSinglePanels];
+  float* acc[2 * kSinglePanels];
+  int n = 0;
+  for (size_t half = 0; half < (gated ? 2 : 1); half++) {
+    for (int64_t i = 0; i < count; i++, n++) {
+      panels[n] = &all[static_cast<size_t>(first + i) + half * all.size() / 2];
+      acc[n] = s.acc[half] + i * kPanel;
+      if (!Streams(job, *panels[n])) return false;
+    }
+  }
+  RunStream(job, panels, acc, n, s);
   for (int64_t i = 0; i < count; i++) {
-    const PackedLinear::Panel& p = panels[static_cast<size_t>(first + i)];
-    float* up = gated ? s.acc[1] + i * kPanel : nullptr;
-    Finish(*job.args, job.w->outputs(), 0, p.row, p.rows, s.acc[0] + i * kPanel, up);
+    const PackedLinear::Panel& p = *panels[i];
+    Finish(*job.args, job.w->outputs(), 0, p.row, p.rows, acc[i], gated ? acc[count + i] : nullptr);
   }
   return true;
 }

@@ -13,6 +13,7 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/rope_cache.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Once for each target:
+#include "ops/cpu/norm-inl.h"
 #include "ops/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -50,8 +51,14 @@ void Normalise(const float* x, const float* weight, int dim, float eps, float* o
     std::copy_n(x, dim, out);
     return;
   }
-  const float scale = rms_scale(sum_of_squares(x, dim), dim, eps);
-  for (int i = 0; i < dim; i++) out[i] = rms_value(x[i], scale, weight[i]);
+  const F32 d;
+  const auto n = static_cast<size_t>(dim);
+  const float scale = rms_scale(SumOfSquares(x, n), dim, eps);
+  size_t i = 0;
+  for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {  // rms_value
+    hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(d, x + i), hn::Set(d, scale)), hn::LoadU(d, weight + i)), d, out + i);
+  }
+  for (; i < n; i++) out[i] = rms_value(x[i], scale, weight[i]);
 }
 
 void Rotate(const RopeCacheArgs& a, int64_t position, float* x) {
