@@ -14,6 +14,9 @@ if(ISOBIT_CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${ISOBIT_CCACHE})
 endif()
 
+# Relative to where the compiler runs, so that a compiler cache knows the object again in another checkout.
+file(RELATIVE_PATH ISOBIT_SANITIZERS_IGNORE ${CMAKE_BINARY_DIR} ${PROJECT_SOURCE_DIR}/cmake/sanitizers.ignore)
+
 function(isobit_warnings target)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wno-missing-field-initializers
@@ -23,7 +26,7 @@ function(isobit_warnings target)
   if(ISOBIT_SANITIZE)
     target_compile_options(${target} PRIVATE
       $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer>
-      $<$<COMPILE_LANG_AND_ID:CXX,Clang>:-fsanitize-ignorelist=${PROJECT_SOURCE_DIR}/cmake/sanitizers.ignore>)
+      $<$<COMPILE_LANG_AND_ID:CXX,Clang>:-fsanitize-ignorelist=${ISOBIT_SANITIZERS_IGNORE}>)
     target_link_options(${target} PRIVATE -fsanitize=address,undefined)
   endif()
   # Where the fuzzer looks for new ground; in all of the code it would cost a seventh of the build's time.

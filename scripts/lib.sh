@@ -2,6 +2,9 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
+# ccache: what was built in one checkout serves another. The sanitizers' list is an input that it does not see.
+export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1 CCACHE_EXTRAFILES=$root/cmake/sanitizers.ignore
+
 say() { if [ -t 2 ]; then printf '\033[1m%s\033[0m\n' "$*" >&2; else printf '%s\n' "$*" >&2; fi; }
 die() { printf 'isobit: %s\n' "$*" >&2; exit 1; }
 
