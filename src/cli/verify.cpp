@@ -304,7 +304,7 @@ void add_verify(CLI::App& app, Command& command) {
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
   sub->footer(
-      R"(Every prompt is answered greedily, and with a seed where it has at most 128 tokens, first alone, then in
+      R"(Every prompt is answered greedily, and with a seed where it has at most 64 tokens, first alone, then in
 each setting; where layers have windows, one prompt is longer than they. Compared by bytes are the tokens, every
 position's residual stream behind the last layer (all that the layers make goes into it), and the logits of each sampled
 position and of the prompts' last 4. "In brief" (scalar code, a fiftieth of the speed) is the two shortest prompts and

@@ -24,7 +24,7 @@ struct VerifyPrompt {
 
 struct VerifyOptions {
   int32_t decode_tokens = 16;  // sampled after each prompt, greedy and seeded
-  int32_t seeded_up_to = 128;  // longest prompt, in tokens, that is answered with a seed too; the shortest always is
+  int32_t seeded_up_to = 64;   // longest prompt, in tokens, that is answered with a seed too; the shortest always is
   uint64_t seed = 42;
   std::vector<int32_t> batches = {1, 2, 7, 32};
   std::vector<int32_t> chunks = {1, 16, 64, 37};

@@ -23,6 +23,7 @@ struct TinyModel {
   uint64_t seed = 1;
   std::string architecture = "llama";
   uint32_t layers = 2, hidden = 64, ffn = 96, q_heads = 4, kv_heads = 2, head_dim = 16, vocab = 300, context = 512;
+  std::vector<uint32_t> kv_heads_by_layer = {};                            // where they differ
   std::vector<uint32_t> types = {kF32, kQ4_1, kF16, kQ8_0, kBF16, kQ4_0};  // of the matrices, in turn
   bool tied = false;
   std::set<std::string> without;                                      // tensors to leave out
@@ -103,7 +104,14 @@ inline std::vector<std::byte> build_tiny_model(const TinyModel& m) {
   file.text("general.architecture", m.architecture).text("general.name", "tiny");
   file.u32(p + "block_count", m.layers).u32(p + "embedding_length", m.hidden).u32(p + "feed_forward_length", m.ffn);
   file.u32(p + "context_length", m.context).u32(p + "attention.head_count", m.q_heads);
-  file.u32(p + "attention.head_count_kv", m.kv_heads).u32(p + "attention.key_length", m.head_dim);
+  file.u32(p + "attention.key_length", m.head_dim);
+  if (m.kv_heads_by_layer.empty()) {
+    file.u32(p + "attention.head_count_kv", m.kv_heads);
+  } else {
+    Bytes counts;
+    for (const uint32_t n : m.kv_heads_by_layer) counts.number(n);
+    file.array(p + "attention.head_count_kv", ValueType::kU32, m.kv_heads_by_layer.size(), counts);
+  }
   file.number(p + "attention.layer_norm_rms_epsilon", ValueType::kF32, 1e-5f);
   file.number(p + "rope.freq_base", ValueType::kF32, 10000.0f);
   if (m.extra) m.extra(file);
@@ -124,10 +132,11 @@ inline std::vector<std::byte> build_tiny_model(const TinyModel& m) {
   const auto matrix = [&](const std::string& name, uint64_t rows, uint64_t columns, float gain) {
     add(name, rows, columns, gain / std::sqrt(static_cast<float>(columns)), 0);
   };
-  const uint64_t q = uint64_t{m.q_heads} * m.head_dim, kv = uint64_t{m.kv_heads} * m.head_dim;
+  const uint64_t q = uint64_t{m.q_heads} * m.head_dim;
   matrix("token_embd.weight", m.vocab, m.hidden, 6);
   for (uint32_t i = 0; i < m.layers; i++) {
     const std::string b = "blk." + std::to_string(i) + ".";
+    const uint64_t kv = uint64_t{m.kv_heads_by_layer.empty() ? m.kv_heads : m.kv_heads_by_layer[i]} * m.head_dim;
     add(b + "attn_norm.weight", 1, m.hidden, 0.1f, 1);
     matrix(b + "attn_q.weight", q, m.hidden, 1.5f);
     matrix(b + "attn_k.weight", kv, m.hidden, 1.5f);

@@ -2,6 +2,8 @@
 // them give the same configuration, and logits as near to transformers'.
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "engine/device.h"
 #include "engine/tiny_model.h"
 #include "models/family_golden.h"
@@ -215,6 +217,32 @@ TEST(GgufConfig, HeadsMayDifferByLayer) {
     EXPECT_EQ(c.ropes[static_cast<size_t>(c.layers[i].rope)].dim, i == 5 ? 32 : 8) << i;
     EXPECT_EQ(c.layers[i].attention_scale, numerics::fdiv(1, numerics::fsqrt(i == 5 ? 32.0f : 16.0f))) << i;
   }
+}
+
+// A head that serves four query heads is two that are alike and serve two each.
+TEST(GgufConfig, KvHeadsMayDifferByLayer) {
+  std::map<std::string, std::vector<float>, std::less<>> tensors;
+  TinyModel even{.layers = 3, .types = {kF32}};
+  even.change = [&](std::string_view name, std::vector<float>& values) {
+    const auto half = static_cast<long>(values.size() / 2);
+    if (name == "blk.1.attn_k.weight" || name == "blk.1.attn_v.weight")
+      std::copy_n(values.begin(), half, values.begin() + half);
+    tensors.emplace(name, values);
+  };
+  const TinyFile twice(even);
+  TinyModel uneven{.layers = 3, .kv_heads_by_layer = {2, 1, 2}, .types = {kF32}};
+  uneven.change = [&](std::string_view name, std::vector<float>& values) {
+    std::copy_n(tensors.find(name)->second.begin(), values.size(), values.begin());
+  };
+  const TinyFile once(uneven);
+  const ModelConfig config = read_config(*once.file());
+  EXPECT_EQ(config.layers[1].kv_heads, 1);
+  EXPECT_EQ(config.kv_bytes_per_token(), 2 * (2 + 1 + 2) * 16 * sizeof(uint16_t));
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < 40; i++) tokens.push_back(i * 37 % 300);
+  const auto backend = make_backend({"cpu", 1, {}});
+  const auto want = decoder_logits(*backend, *twice.file(), read_config(*twice.file()), tokens);
+  for (const int32_t chunk : {64, 7}) EXPECT_EQ(decoder_logits(*backend, *once.file(), config, tokens, chunk), want);
 }
 
 TEST(GgufConfig, ListsHaveOneEntryALayer) {

@@ -8,11 +8,11 @@
 
 #include "base/error.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/f16_linear.h"
 #include "ops/cpu/gemm.h"
 #include "ops/cpu/gemm_fp8.h"
 #include "ops/cpu/huge_pages.h"
 #include "ops/cpu/packed_linear.h"
-#include "ops/cpu/reference_linear.h"
 #include "ops/cpu/simd_target.h"
 #include "ops/linear_fp8.h"
 
@@ -100,7 +100,7 @@ class CpuBackend final : public Backend {
     require(type == DType::kBF16 || type == DType::kF16, "load_linear: type is {}; it must be BF16 or F16",
             dtype_info(type).name);
     if (is_block_scaled(parts)) return load_fp8_linear(*this, parts, form);
-    if (type == DType::kF16) return cpu::load_reference(parts, form, type);
+    if (type == DType::kF16) return cpu::load_f16(pool_, parts, form, arena_);
     // Fast weights while they are small beside the machine's memory; the bits are the same.
     const bool fast = packed_bytes_ < physical_bytes(_SC_PHYS_PAGES) / kFastShare;
     auto packed = cpu::pack_linear(pool_, parts, form, fast ? cpu::Storage::kFast : cpu::Storage::kCompact, arena_);
@@ -115,10 +115,10 @@ class CpuBackend final : public Backend {
       a.check();
       return fp8_gemm(fp8_, a);
     }
-    const bool f16 = dynamic_cast<const cpu::ReferenceLinear*>(a.w) != nullptr;
+    const bool f16 = dynamic_cast<const cpu::F16Linear*>(a.w) != nullptr;
     require(a.w == nullptr || f16 == (a.type == DType::kF16),
             "gemm: type is {}, but the weights were loaded for the other", dtype_info(a.type).name);
-    run(a, f16 ? cpu::gemm_reference : cpu::gemm);
+    run(a, f16 ? cpu::gemm_f16 : cpu::gemm);
   }
   void norm_gemm(const RmsNormArgs& n, const GemmArgs& g) override {
     n.check();

@@ -4,8 +4,8 @@
 #include "base/error.h"
 #include "numerics/convert.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cpu/f16_linear.h"
 #include "ops/cpu/packed_linear.h"
-#include "ops/cpu/reference_linear.h"
 
 namespace isobit::cpu {
 namespace {
@@ -17,10 +17,8 @@ void read_row(const Linear& table, int64_t row, uint16_t* scratch, float* out) {
     for (int64_t i = 0; i < n; i++) out[i] = numerics::bf16_to_f32(scratch[i]);
     return;
   }
-  const auto& plain = dynamic_cast<const ReferenceLinear&>(table);
-  const uint16_t* h = plain.row(row);
-  const bool f16 = plain.type() == DType::kF16;
-  for (int64_t i = 0; i < n; i++) out[i] = f16 ? numerics::f16_to_f32(h[i]) : numerics::bf16_to_f32(h[i]);
+  dynamic_cast<const F16Linear&>(table).row(row, scratch);
+  for (int64_t i = 0; i < n; i++) out[i] = numerics::f16_to_f32(scratch[i]);
 }
 
 }  // namespace

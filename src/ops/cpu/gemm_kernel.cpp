@@ -9,7 +9,7 @@
 //  - the sum of the products stays under 2^31 quanta; with c it does unless nearly all mantissas are full, which
 //    PrepareRow excludes. Its conversion to f32 cuts because the rounding mode is toward zero there.
 // Instructions for 8 products: mul, mul, convert, add = 4, and 22 for each step of 128: 5.4 in all. A single row
-// unpacks on the way: of kTwelve panels with 7.8 (twelve-inl.h); of others (RunSingle) 6 for 8 weights of 4 bits, 2.5
+// unpacks on the way: of kTwelve panels with 7.7 (twelve-inl.h); of others (RunSingle) 6 for 8 weights of 4 bits, 2.5
 // for E, 4 for the products, 20 a step: 13.7. It is exact where no intermediate leaves f32's normal range, so weights
 // are 0 or in [2^-26, 2^30) and activations 0 or in [2^-51, 2^16). Then bytes saturate for zeros alone, E is at least
 // 50 (biased) where a product is not zero, and c is a multiple of 2^-102, so 2^(25-E) is finite. Where all is zero, E
@@ -27,6 +27,7 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/gemm_kernel.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "ops/cpu/chain-inl.h"
 #include "ops/cpu/simd-inl.h"
 #include "ops/cpu/twelve-inl.h"
 
@@ -35,26 +36,11 @@ namespace isobit::cpu {
 namespace HWY_NAMESPACE {
 namespace {
 
-using V = hn::Vec<F32>;
-using I32 = I32Of<F32>;
-using U32 = U32Of<F32>;
-using VI = hn::Vec<I32>;
-using VU = hn::Vec<U32>;
-constexpr F32 kF;
-constexpr I32 kI;
-constexpr U32 kU;
-
 // Added to the weights' exponents, so that what is taken off for an activation is never negative.
 constexpr uint32_t kLift = kActivationExponentMax - 127;
 
-HWY_INLINE size_t Width() { return hn::Lanes(kF); }
-
 HWY_INLINE VU LoadCodes(const std::byte* p) { return hn::LoadU(kU, reinterpret_cast<const uint32_t*>(p)); }
 
-HWY_INLINE V LoadF16(const std::byte* p) {
-  const hn::Rebind<hwy::float16_t, F32> d16;
-  return hn::PromoteTo(kF, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
-}
 HWY_INLINE V LoadF32(const std::byte* p) { return hn::LoadU(kF, reinterpret_cast<const float*>(p)); }
 
 // w rounded to bf16, from p = 2^16·w, by two operations: hi = p - fl(p - w), where the subtraction drops what is under
@@ -189,99 +175,6 @@ void UnpackSlice(const PackedLinear::Panel& p, int64_t group, int64_t groups, Ge
       UnpackGroup(p.format, g, c, s.w + i * kGroup * kPanel, s.exponent + i * kGroup * kPanel);
     }
   }
-}
-
-// For each lane, in its top byte, the largest (biased) exponent of the 16 products of a step; at most kLift where all
-// are zero. Below the top byte: anything.
-HWY_INLINE VU LargestExponent(const uint8_t* exponent, const uint8_t* below) {
-#if HWY_TARGET == HWY_SCALAR
-  int largest = 0;
-  for (int j = 0; j < 4; j++) {
-    for (int i = 0; i < 4; i++) largest = std::max(largest, exponent[j * 4 * kPanel + i] - below[4 * j + i]);
-  }
-  return hn::Set(kU, static_cast<uint32_t>(largest) << 24);
-#else
-  const hn::Repartition<uint8_t, F32> d8;
-  const auto four = [&](int j) HWY_ATTR {
-    uint32_t activations;
-    std::memcpy(&activations, below + 4 * j, 4);
-    const auto weights = hn::LoadU(d8, exponent + j * 4 * kPanel);
-    return hn::SaturatedSub(weights, hn::BitCast(d8, hn::Set(kU, activations)));
-  };
-  auto m = hn::Max(hn::Max(four(0), four(1)), hn::Max(four(2), four(3)));
-  m = hn::Max(m, hn::BitCast(d8, hn::ShiftLeft<16>(hn::BitCast(kU, m))));
-  m = hn::Max(m, hn::BitCast(d8, hn::ShiftLeft<8>(hn::BitCast(kU, m))));
-  return hn::BitCast(kU, m);
-#endif
-}
-
-// 2^(25-E), E the larger of the top byte of `products` and c's exponent.
-HWY_INLINE V ScaleUp(VU products, V c) {
-  const VU magnitude = hn::Add(hn::BitCast(kU, c), hn::BitCast(kU, c));  // without the sign
-#if HWY_TARGET == HWY_SCALAR
-  const VU largest = hn::Max(products, magnitude);
-#else
-  const hn::Repartition<uint8_t, F32> d8;
-  const VU largest = hn::BitCast(kU, hn::Max(hn::BitCast(d8, products), hn::BitCast(d8, magnitude)));
-#endif
-  const VU exponent = hn::And(hn::ShiftRight<1>(largest), hn::Set(kU, 0x7f800000));
-  return hn::BitCast(kF, hn::Sub(hn::Set(kU, 279u << 23), exponent));
-}
-
-// 2^(E-25) from 2^(25-E).
-HWY_INLINE V ScaleDown(V up) { return hn::BitCast(kF, hn::Sub(hn::Set(kU, 254u << 23), hn::BitCast(kU, up))); }
-
-struct RowPointers {
-  const float* value;
-  const uint8_t* below;
-  float* acc;
-};
-
-// `steps` steps of kRows rows' chains at kVectors vectors of lanes from column c on: a broadcast, which takes a slot of
-// the vector unit, serves kVectors. The rounding mode must be toward zero (class TowardZeroMode).
-template <int kRows, int kVectors>
-HWY_INLINE void Chain(const float* w, const uint8_t* exponent, int64_t steps, const RowPointers* rows, size_t c) {
-  V acc[kRows][kVectors], up[kRows][kVectors];
-  VI sum[kRows][kVectors];
-  const auto column = [c](int v) HWY_ATTR { return c + static_cast<size_t>(v) * Width(); };
-  for (int r = 0; r < kRows; r++) {
-    for (int v = 0; v < kVectors; v++) acc[r][v] = hn::LoadU(kF, rows[r].acc + column(v));
-  }
-  for (int64_t s = 0; s < steps; s++) {
-    for (int r = 0; r < kRows; r++) {
-      for (int v = 0; v < kVectors; v++) {
-        const uint8_t* e = exponent + s * 16 * kPanel + 4 * column(v);
-        up[r][v] = ScaleUp(LargestExponent(e, rows[r].below + 16 * s), acc[r][v]);
-        sum[r][v] = Truncate(kF, hn::Mul(acc[r][v], up[r][v]));
-      }
-    }
-    ISOBIT_UNROLL(16)
-    for (int i = 0; i < 16; i++) {
-      for (int r = 0; r < kRows; r++) {
-        const V x = hn::Set(kF, rows[r].value[16 * s + i]);
-        for (int v = 0; v < kVectors; v++) {
-          const V product = hn::Mul(hn::LoadU(kF, w + (s * 16 + i) * kPanel + column(v)), x);
-          sum[r][v] = Settle(hn::Add(sum[r][v], Truncate(kF, hn::Mul(product, up[r][v]))));
-        }
-      }
-    }
-    for (int r = 0; r < kRows; r++) {
-      for (int v = 0; v < kVectors; v++) acc[r][v] = hn::Mul(CutToFloat(kF, sum[r][v]), ScaleDown(up[r][v]));
-    }
-  }
-  for (int r = 0; r < kRows; r++) {
-    for (int v = 0; v < kVectors; v++) hn::StoreU(hn::Add(acc[r][v], hn::Zero(kF)), kF, rows[r].acc + column(v));
-  }
-}
-
-// Four chains hide each other's latency; eight would not stay in registers.
-constexpr int kChainVectors = hn::MaxLanes(kF) == kPanel ? 1 : 2;
-constexpr int kChainRows = 4 / kChainVectors;
-
-// Not inlined: no arithmetic may move in or out, where the rounding mode is another.
-template <int kRows>
-HWY_NOINLINE void ChainPanel(const float* w, const uint8_t* exponent, int64_t steps, const RowPointers* rows) {
-  for (size_t c = 0; c < kPanel; c += kChainVectors * Width()) Chain<kRows, kChainVectors>(w, exponent, steps, rows, c);
 }
 
 void ChainGeneral(const GemmJob& job, const uint16_t* words, int64_t row, int64_t k, int64_t steps, float* acc) {

@@ -1,6 +1,6 @@
 #pragma once
-// A weight matrix as plain rows, and the GEMM over it by the contract's scalar rule: what f16 activations run on, exact
-// but not fast, and what tests compare the packed weights (packed_linear.h) with.
+// A weight matrix as plain rows, and the GEMM over it by the contract's scalar rule: what tests compare the backend's
+// own forms (packed_linear.h, f16_linear.h) with.
 #include <vector>
 
 #include "ops/cpu/cpu_ops.h"

@@ -111,7 +111,9 @@ HWY_INLINE hn::Vec<D> CutToFloat(D d, hn::Vec<I32Of<D>> x) {
 // itself, is left out.
 template <class D>
 HWY_INLINE hn::Vec<I32Of<D>> Truncate(D, hn::Vec<D> x) {
-#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
+#if HWY_TARGET == HWY_SCALAR
+  return hn::Vec<I32Of<D>>(static_cast<int32_t>(x.raw));
+#elif HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SSE4
 #if HWY_TARGET == HWY_AVX3
   if constexpr (hn::MaxLanes(D()) == 16) return hn::Vec<I32Of<D>>{_mm512_cvttps_epi32(x.raw)};
 #endif
