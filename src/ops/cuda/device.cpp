@@ -1,6 +1,8 @@
 #include "ops/cuda/device.h"
 
 #include <array>
+#include <set>
+#include <utility>
 
 #include "base/error.h"
 #include "ops/cuda/device_messages.h"
@@ -92,6 +94,22 @@ Device open_device(int id) {
   check(cudaDriverGetVersion(&d.driver_version), "reading the driver's version");
   check(cudaSetDevice(id), fmt::format("cuda:{}: opening it (is another process using it exclusively?)", id));
   return d;
+}
+
+void allow_most_shared_memory(std::string_view name, const void* kernel) {
+  // Per thread, so that none waits for another: who comes second sets what is set.
+  thread_local std::set<std::pair<const void*, int>> done;
+  int device = 0;
+  check(cudaGetDevice(&device), name);
+  if (done.contains({kernel, device})) return;
+  int most = 0;
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), name);
+  cudaFuncAttributes attributes = {};
+  check(cudaFuncGetAttributes(&attributes, kernel), name);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             most - static_cast<int>(attributes.sharedSizeBytes)),
+        name);
+  done.emplace(kernel, device);
 }
 
 CUtensorMap tensor_map(CUtensorMapDataType type, int rank, const void* base, const uint64_t* dims,

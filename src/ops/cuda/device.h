@@ -33,6 +33,10 @@ struct Device {
 // Error(kDevice) that says what was found and what is needed.
 Device open_device(int id);
 
+// Raises the limit of `kernel` on the current device to the dynamic shared memory that its static part leaves. Any
+// threads at once; after a thread's first call for a kernel and device it costs a look-up.
+void allow_most_shared_memory(std::string_view name, const void* kernel);
+
 // A row-major matrix [rows, columns] of 16-bit elements, read or written in boxes of box_rows × box_columns. The base
 // must be aligned to 16 bytes and row_bytes a multiple of 16; box_columns·2 ≤ 128 bytes when swizzled.
 struct MatrixMap {

@@ -41,13 +41,12 @@ void launch(const char* name, void (*kernel)(Params...), const LaunchShape& shap
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name);
 }
 
-// Once per kernel and device, before its first launch with more than 48 KB of shared memory. Cheap to repeat.
+// Before a launch with more than 48 KB of shared memory: the kernel's limit there becomes all that the device gives. It
+// is one limit for all threads of the process, so a launch must not set it to its own need: another one's may be
+// larger.
 template <typename... Params>
 void allow_shared_memory(const char* name, void (*kernel)(Params...), size_t bytes) {
-  if (bytes <= 48 * 1024) return;
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
-        name);
+  if (bytes > 48 * 1024) allow_most_shared_memory(name, reinterpret_cast<const void*>(kernel));
 }
 
 // For clusters of 16, which not every GPU can run.
