@@ -55,6 +55,7 @@ TEST(AttentionPlan, RowsOfATile) {
 }
 
 TEST(AttentionPlan, AFewUnitsAreSharedByClusters) {
+  EXPECT_EQ(plan_attention(shape(64, 32, 8, 1, 1, 1025), kH200).cluster, 8);    // 8 units
   EXPECT_EQ(plan_attention(shape(128, 32, 8, 1, 1, 8192), kH200).cluster, 4);   // 32 units
   EXPECT_EQ(plan_attention(shape(128, 32, 8, 1, 1, 32768), kH200).cluster, 1);  // 128 units
   EXPECT_EQ(plan_attention(shape(128, 32, 8, 32, 1, 8192), kH200).cluster, 1);  // 1024 units

@@ -5,30 +5,30 @@ namespace isobit::cuda {
 namespace decode {
 
 // Instantiated in attention_decode_<head_dim>_bf16.cu, so that they compile side by side.
-extern template void launch_config<Config<64, 1, 1, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<64, 1, 4, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<64, 2, 1, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<64, 2, 4, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<128, 1, 1, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<128, 1, 4, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<128, 2, 1, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<128, 2, 4, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<256, 1, 1, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<256, 1, 4, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<256, 2, 1, false>>(const AttentionArgs&, int, const KernelContext&);
-extern template void launch_config<Config<256, 2, 4, false>>(const AttentionArgs&, int, const KernelContext&);
+extern template void launch_config<Config<64, 1, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<64, 1, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<64, 2, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<64, 2, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<128, 1, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<128, 1, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<128, 2, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<128, 2, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<256, 1, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<256, 1, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<256, 2, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
+extern template void launch_config<Config<256, 2, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
 
 namespace {
 
 template <int kDim>
 void launch_dim(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context) {
   const int units = static_cast<int>(plan.units);
-  if (plan.cluster == 4) {
-    if (plan.query_tiles == 1) return launch_config<Config<kDim, 1, 4, false>>(args, units, context);
-    return launch_config<Config<kDim, 2, 4, false>>(args, units, context);
+  if (plan.cluster > 1) {
+    if (plan.query_tiles == 1) return launch_config<Config<kDim, 1, true, false>>(args, units, plan.cluster, context);
+    return launch_config<Config<kDim, 2, true, false>>(args, units, plan.cluster, context);
   }
-  if (plan.query_tiles == 1) return launch_config<Config<kDim, 1, 1, false>>(args, units, context);
-  launch_config<Config<kDim, 2, 1, false>>(args, units, context);
+  if (plan.query_tiles == 1) return launch_config<Config<kDim, 1, false, false>>(args, units, 1, context);
+  launch_config<Config<kDim, 2, false, false>>(args, units, 1, context);
 }
 
 }  // namespace

@@ -2,17 +2,19 @@
 // Decode and verify: few queries a request, so the time is that of reading K and V once. docs/operators.md has the
 // arithmetic of the design.
 //
-// A unit is (request, KV head, tile of up to 16 rows, super-block); a row is one query of one head. A cluster of
-// kCluster CTAs does a unit; CTAs are persistent and take unit after unit. Keys are the M side of mma.sync, queries its
-// N side (8 or 16), so that a fragment of K or V is loaded once for all rows. A unit's keys go in phases; in each
-//   1. its keys are shared out to the CTAs and, 16 at a time, to warps, which leave scores in shared memory;
-//   2. every block's largest score goes to all CTAs;
-//   3. every thread walks R over the blocks and turns its scores into probabilities; rounded, with the row sums' u,
-//   they
-//      go to all CTAs;
-//   4. P·V is shared out by columns: CTA, then 16 columns a warp; each is one chain over the super-block's keys.
+// A unit is (request, KV head, tile of up to 16 rows, super-block); a row is one query of one head. Keys are the M side
+// of mma.sync, queries its N side (8 or 16), so that a fragment of K or V is loaded once for all rows. A CTA takes keys
+// in phases; in each
+//   1. its keys, 16 at a time, are shared out to warps, which leave scores in shared memory;
+//   2. every block's largest score is found;
+//   3. every thread walks R over the blocks and turns its scores into probabilities, which take their place, rounded
+//      and with the row sums' u;
+//   4. P·V is shared out by columns, 16 a warp; each is one chain over the keys.
 // A producer warp streams K, then V, then the next phase's K through a ring, so the memory never waits for 2 and 3. It
 // starts before the kernels ahead on the stream have ended, with what earlier steps wrote.
+// Many units: CTAs are persistent and take unit after unit, R, l and O staying in registers from phase to phase. Few
+// units: the CTAs of a cluster share one, each with a run of its blocks as its only phase. Maxima of blocks go to all
+// CTAs of later keys, and a CTA's chains of O and l are begun with what the CTA before it sends.
 // A request of several super-blocks leaves partial results in the workspace; the CTA that comes last folds them in
 // ascending order.
 #include <algorithm>
@@ -30,8 +32,6 @@ struct DecodeParams {
   CUtensorMap k, v;
   AttentionArgs args;
   ScoreScale score;
-  int box_rows;  // keys of a copy: 1 << box_shift
-  int box_shift;
   float* partial_o;    // [units, rows, head_dim]
   float* partial_rl;   // [units, rows, 2]
   uint32_t* counters;  // of finished super-blocks
@@ -41,10 +41,6 @@ struct DecodeParams {
 namespace decode {
 
 constexpr int kSuper = numerics::kAttentionSuperBlock, kGroupKeys = 16;
-constexpr int kWarps = 4, kConsumers = kWarps * 32;
-constexpr int kRoundKeys = kWarps * kGroupKeys;  // of Q·K: a group a warp
-constexpr int kThreads = kConsumers + 32;        // and the producer
-
 constexpr int floor_power_of_two(int x) {
   int p = 1;
   while (p * 2 <= x) p *= 2;
@@ -53,39 +49,38 @@ constexpr int floor_power_of_two(int x) {
 
 constexpr int kMaxRequests = 512;
 
-template <int kHeadDim, int kQueryTiles, int kClusterSize, bool kHalf>
+// kClustered: the CTAs of a cluster share a unit.
+template <int kHeadDim, int kQueryTiles, bool kClustered, bool kHalf>
 struct Config {
-  static constexpr int kDim = kHeadDim, kNt = kQueryTiles, kCluster = kClusterSize, kRows = 8 * kNt;
-  static constexpr bool kF16 = kHalf;
+  static constexpr int kDim = kHeadDim, kNt = kQueryTiles, kRows = 8 * kNt;
+  static constexpr bool kShared = kClustered, kF16 = kHalf;
+  static constexpr int kWarps = kShared ? 8 : 4, kConsumers = kWarps * 32;
+  static constexpr int kRoundKeys = kWarps * kGroupKeys;  // of Q·K: a group a warp
+  static constexpr int kThreads = kConsumers + 32;        // and the producer
   // Two CTAs fit on an SM: one streams while the other is between its phases, and a launch's first copies run beside
   // the last units of the launch before it.
   static constexpr int kMinCtas = 2;
   static constexpr int kSharedBytes = (228 / kMinCtas - 1) * 1024;
-  // Keys of a phase: few, so that what is kept of them is small. In a cluster a phase costs two exchanges between SMs.
-  static constexpr int kPhase = kCluster > 1 ? 1024 : kDim > 128 && kNt == 1 ? 512 : 256;
+  // Keys of a phase: few, so that what is kept of them is small. The most that share_of gives one of four CTAs.
+  static constexpr int kPhase = kShared ? (kSuper * 5 / 16 + 127) / 128 * 128 : kDim > 128 && kNt == 1 ? 512 : 256;
   static constexpr int kBlock = numerics::attention_block(kDim), kBlocks = kPhase / kBlock;
-  static constexpr int kBlockRounds = kBlock / kRoundKeys;
-  static constexpr int kGroups = kPhase / kGroupKeys;
-  static constexpr int kStageBytes = kCluster == 1 && kDim > 64 ? 16384 : 8192;
-  static constexpr int kKChunk = kDim % 64 == 0 ? 64 : 32;  // columns of a swizzled row of K
-  static constexpr int kKeys = floor_power_of_two(kStageBytes / (2 * kDim));
-  static constexpr int kColumns = kDim / kCluster;  // of V, for this CTA
-  static constexpr int kVChunk = kColumns % 64 == 0 ? 64 : kColumns % 32 == 0 ? 32 : 16;
-  static constexpr int kValues = floor_power_of_two(kStageBytes / (2 * kColumns));
-  static constexpr int kTiles = kColumns / 16, kWarpTiles = (kTiles + kWarps - 1) / kWarps;
-  static constexpr int kKeysPerCta = kPhase / kCluster, kWarpGroups = kKeysPerCta / kGroupKeys / kWarps;
+  static constexpr int kUnitBlocks = kShared ? kSuper / kBlock : kBlocks;  // whose maxima are known at once
+  static constexpr int kGroups = kPhase / kGroupKeys, kBlockGroups = kBlock / kGroupKeys;
+  static constexpr int kStageBytes = (kShared ? kDim < 128 || kNt > 1 : kDim <= 64) ? 8192 : 16384;
+  // A copy is a group: 16 rows of 64 columns, swizzled, then those of the next 64 columns.
+  static constexpr int kChunk = 64, kChunkBytes = kGroupKeys * kChunk * 2, kGroupBytes = kGroupKeys * kDim * 2;
+  static constexpr int kKeys = floor_power_of_two(kStageBytes / (2 * kDim));  // of a stage
+  static constexpr int kTiles = kDim / 16, kWarpTiles = (kTiles + kWarps - 1) / kWarps;
   // A group's tile for 8 queries: its scores, 16 bytes a lane, until P (8 x 16, 256 bytes) and u (128 bytes) take their
   // place. (In registers they would need unrolled loops, whose code is fetched anew for every unit.)
   static constexpr int kTileBytes = 512;
-  static_assert(kColumns % 16 == 0 && kWarpGroups >= 1 && kBlockRounds >= 1 && kKeys <= kRoundKeys);
+  static constexpr int kHandedTiles = kShared ? kTiles : 1;  // of O, in the buffer for what the CTA before sends
+  static_assert(kPhase % kRoundKeys == 0 && kKeys <= kRoundKeys);
 };
 
-// Byte offset, within a box of `chunk_columns`-wide rows, after the copy engine's swizzle.
-template <int kChunk>
+// Byte offset, within a box of rows of 64 columns, after the copy engine's swizzle.
 __device__ inline uint32_t swizzled(uint32_t row, uint32_t inner_bytes) {
-  if constexpr (kChunk == 64) return row * 128 + (inner_bytes ^ ((row & 7) << 4));
-  if constexpr (kChunk == 32) return row * 64 + (inner_bytes ^ (((row >> 1) & 3) << 4));
-  return row * 32 + (inner_bytes ^ (((row >> 2) & 1) << 4));
+  return row * 128 + (inner_bytes ^ ((row & 7) << 4));
 }
 
 struct Unit {
@@ -97,19 +92,45 @@ struct Unit {
   int keys_begin, keys_end;             // of this super-block: begin a multiple of 16
 };
 
-// A unit's keys in one phase.
+// Keys that a CTA does at once.
 struct Phase {
-  int origin;      // the phase's place, a multiple of C::kPhase
-  int begin, end;  // the unit's keys there
+  int origin;      // a multiple of the block
+  int begin, end;  // the unit's keys from there on; none: begin >= end
 };
-template <typename C>
-__device__ inline int first_phase(const Unit& unit) {
-  return unit.keys_begin / C::kPhase * C::kPhase;
+
+// Of n blocks those before the share of `rank`: a block each where they are few; else the later ranks have a little
+// more, since they wait for the others' sums.
+__device__ inline int blocks_before(int n, int rank, int ranks) {
+  if (rank == ranks) return n;
+  if (rank == 0) return 0;
+  return max(min(rank, n), (n * (rank * ranks - 1) + ranks * ranks - 1) / (ranks * ranks));
 }
+
+// A rank's part of a unit that a cluster shares.
+template <typename C>
+__device__ inline Phase share_of(const Unit& unit, int rank, int ranks) {
+  const int first = unit.keys_begin / C::kBlock, blocks = (unit.keys_end + C::kBlock - 1) / C::kBlock - first;
+  const int origin = (first + blocks_before(blocks, rank, ranks)) * C::kBlock,
+            past = (first + blocks_before(blocks, rank + 1, ranks)) * C::kBlock;
+  return {origin, max(unit.keys_begin, origin), min(unit.keys_end, past)};
+}
+
 template <typename C>
 __device__ inline Phase phase_at(const Unit& unit, int origin) {
   return {origin, max(unit.keys_begin, origin), min(unit.keys_end, origin + C::kPhase)};
 }
+template <typename C>
+__device__ inline Phase first_phase(const Unit& unit, int rank, int ranks) {
+  if constexpr (C::kShared) return share_of<C>(unit, rank, ranks);
+  return phase_at<C>(unit, unit.keys_begin / C::kPhase * C::kPhase);
+}
+// The next one; has no keys if there is none.
+template <typename C>
+__device__ inline Phase phase_after(const Unit& unit, const Phase& phase) {
+  if constexpr (C::kShared) return {phase.end, phase.end, phase.end};
+  return phase_at<C>(unit, phase.origin + C::kPhase);
+}
+__device__ inline bool has_keys(const Phase& phase) { return phase.begin < phase.end; }
 
 __device__ inline int tiles_of(int added, int group, int rows) { return (added * group + rows - 1) / rows; }
 
@@ -180,19 +201,22 @@ struct Row {
 };
 
 // What there is besides the ring.
-constexpr int kMaxStages = 24, kMaxBoxes = kSuper / 16;
+constexpr int kMaxStages = 24;
 template <typename C>
 struct SharedState {
   uint8_t tiles[C::kGroups][C::kNt][C::kTileBytes];
-  uint2 q[C::kDim / kGroupKeys][C::kNt][32];  // fragments, by lane
-  float warp_max[kWarps][C::kWarpGroups][C::kRows];
-  float block_max[C::kBlocks][C::kRows];
+  uint2 q[C::kDim / kGroupKeys][C::kNt][32];     // fragments, by lane
+  float4 handed_o[C::kHandedTiles][C::kNt][32];  // what the CTA before sends, by lane
+  float handed_l[C::kNt][32];
+  float group_max[C::kGroups][C::kRows];
+  float block_max[C::kUnitBlocks][C::kRows];
   float alpha[C::kBlocks][C::kRows];
   float l[C::kRows];
   Row row[C::kRows];
-  Unit unit[2];             // from the producer, in turns
-  int32_t rows[kMaxBoxes];  // the producer's: rows of the cache where the boxes of a super-block are
-  uint64_t full[kMaxStages], empty[kMaxStages], unit_full[2], unit_empty[2], exchange[2];
+  Unit unit[2];                       // from the producer, in turns
+  int32_t rows[kSuper / kGroupKeys];  // the producer's: rows of the cache where the groups of a super-block are
+  uint64_t full[kMaxStages], empty[kMaxStages], unit_full[2], unit_empty[2];
+  uint64_t maxima_in, l_in, o_in[C::kWarps];  // from CTAs of earlier keys
   int32_t last;
   int32_t unit_start[kMaxRequests + 1];
 };
@@ -221,42 +245,47 @@ struct Ring {
 template <typename C>
 class Producer {
  public:
-  __device__ Producer(Shared<C>& shared, const DecodeParams& params, int group, int rank)
-      : s_(shared), params_(params), a_(params.args), group_(group), rank_(rank) {}
+  __device__ Producer(Shared<C>& shared, const DecodeParams& params, int group, int rank, int ranks)
+      : s_(shared), params_(params), a_(params.args), group_(group), rank_(rank), ranks_(ranks) {}
 
   __device__ void run(int clusters, int first, int total) {
-    for (int index = first; index < total; index = next_unit(index, clusters)) {
-      const Unit unit = find_unit(a_, group_, C::kRows, s_.unit_start, index);
-      hand_over(unit);
-      if (unit.keys_begin >= unit.keys_end) continue;
-      find_rows(unit);
-      for (int origin = first_phase<C>(unit); origin < unit.keys_end; origin += C::kPhase) {
-        const Phase phase = phase_at<C>(unit, origin);
-        const int mine = origin + rank_ * C::kKeysPerCta;
-        for (int start = mine; start < mine + C::kKeysPerCta; start += C::kKeys) {
-          load_stage(unit, phase, &params_.k, start, C::kKeys, C::kDim * 2, 0);
-        }
-        for (int start = origin; start < origin + C::kPhase; start += C::kValues) {
-          load_stage(unit, phase, &params_.v, start, C::kValues, C::kColumns * 2, rank_ * (C::kColumns / C::kVChunk));
-        }
+    for (int index = first; index < total; index = next_unit(index, clusters, total)) {
+      const Unit& unit = hand_over(find_unit(a_, group_, C::kRows, s_.unit_start, index));
+      const Phase phase = first_phase<C>(unit, rank_, ranks_);
+      if (!has_keys(phase)) continue;
+      find_rows(unit, phase.begin, C::kShared ? phase.end : unit.keys_end);
+      if (!waited_) {
+        const int ahead = load_ahead(unit, phase);
+        wait_once();
+        load(unit, phase, ahead);
+      } else {
+        load(unit, phase, 0);
       }
     }
     Unit none = {};
     none.index = -1;
     hand_over(none);
-    if constexpr (C::kCluster == 1) count_out();
+    if constexpr (!C::kShared) count_out();
   }
 
  private:
+  // Boxes of one copy into a stage.
+  struct Load {
+    const CUtensorMap* map;
+    int start;       // the stage's first key
+    int begin, end;  // keys that are wanted
+  };
+
   // Nothing of the step may be touched before.
   __device__ void wait_once() {
     if (!waited_) hopper::wait_for_predecessors();
     waited_ = true;
   }
 
-  // CTAs take units as they come to them: those whose memory is far are slower. In a cluster there is one for each.
-  __device__ int next_unit(int index, int clusters) {
-    if (C::kCluster > 1 || params_.tickets == nullptr) return index + clusters;
+  // CTAs take units as they come to them: those whose memory is far are slower. A cluster does one.
+  __device__ int next_unit(int index, int clusters, int total) {
+    if constexpr (C::kShared) return total;
+    if (params_.tickets == nullptr) return index + clusters;
     wait_once();
     int taken = 0;
     if (lane_ == 0) taken = static_cast<int>(atomicAdd(params_.tickets, 1));
@@ -272,61 +301,120 @@ class Producer {
     params_.tickets[1] = 0;
   }
 
-  __device__ void hand_over(const Unit& unit) {
+  // To the consumers; stays in shared memory until they have done it.
+  __device__ const Unit& hand_over(const Unit& unit) {
+    Unit& to = s_.unit[turn_.stage];
     hopper::mbarrier_wait(&s_.unit_empty[turn_.stage], turn_.phase ^ 1);
     if (lane_ == 0) {
-      s_.unit[turn_.stage] = unit;
+      to = unit;
       hopper::mbarrier_arrive(&s_.unit_full[turn_.stage]);
     }
+    __syncwarp();
     turn_.advance<2>();
+    return to;
   }
 
-  // The rows in the cache of the super-block's boxes.
-  __device__ void find_rows(const Unit& unit) {
+  // The rows in the cache of the groups of keys begin to end, which lie in the unit's super-block.
+  __device__ void find_rows(const Unit& unit, int begin, int end) {
+    end_ = end;
     const int page_size = a_.cache.page_size, origin = unit.super * kSuper;
-    const int begin = (unit.keys_begin - origin) >> params_.box_shift;
     const int32_t* table = a_.page_table + static_cast<int64_t>(unit.request) * a_.table_stride;
     __syncwarp();
 #pragma unroll 4
-    for (int box = begin + lane_; origin + (box << params_.box_shift) < unit.keys_end; box += 32) {
-      const int position = origin + (box << params_.box_shift);
-      s_.rows[box] = (table[position / page_size] * a_.cache.kv_heads + unit.head) * page_size + position % page_size;
+    for (int group = (begin - origin) / kGroupKeys + lane_; origin + group * kGroupKeys < end; group += 32) {
+      const int position = origin + group * kGroupKeys, page = position / page_size;
+      s_.rows[group] = (table[page] * a_.cache.kv_heads + unit.head) * page_size + position - page * page_size;
     }
     __syncwarp();
   }
 
-  // Boxes of the keys from `start` that meet the phase's.
-  __device__ void load_stage(const Unit& unit, const Phase& phase, const CUtensorMap* map, int start, int keys,
-                             int row_bytes, int z) {
-    if (start + keys <= phase.begin || start >= phase.end) return;
-    const int origin = unit.super * kSuper, box_shift = params_.box_shift;
-    const int low = max(phase.begin, start) - origin, high = min(phase.end, start + keys) - origin;
-    const int begin = low >> box_shift, end = (high + params_.box_rows - 1) >> box_shift;
-    if (origin + high > unit.kv_len - unit.added) wait_once();  // keys of this step
-    hopper::mbarrier_wait(&s_.empty[ring_.stage], ring_.phase ^ 1);
+  // Calls f(Load) for the stages of the unit's keys, in their order, until it returns false.
+  template <typename F>
+  __device__ void for_stages(const Unit& unit, Phase phase, const F& f) const {
+    for (; has_keys(phase); phase = phase_after<C>(unit, phase)) {
+#pragma unroll 1
+      for (int kind = 0; kind < 2; kind++) {
+        const CUtensorMap* map = kind == 0 ? &params_.k : &params_.v;
+        int start = phase.origin + (phase.begin - phase.origin) / C::kKeys * C::kKeys;
+        for (; start < phase.end; start += C::kKeys) {
+          if (!f(Load{map, start, max(phase.begin, start), min(phase.end, start + C::kKeys)})) return;
+        }
+      }
+    }
+  }
+
+  // With the first turn of the ring, what earlier steps wrote. Returns the number of stages looked at.
+  __device__ int load_ahead(const Unit& unit, const Phase& phase) {
+    const int old = unit.kv_len - unit.added;
+    Ring ring = ring_;
+    int looked = 0;
+    for_stages(unit, phase, [&](const Load& load) {
+      if (looked == Shared<C>::kStages) return false;
+      if (load.end <= old) issue(unit, load, ring.stage);
+      ring.template advance<Shared<C>::kStages>();
+      looked++;
+      return true;
+    });
+    return looked;
+  }
+
+  // All stages but those that load_ahead has seen to.
+  __device__ void load(const Unit& unit, const Phase& phase, int ahead) {
+    const int old = unit.kv_len - unit.added;
+    int at = 0;
+    for_stages(unit, phase, [&](const Load& load) {
+      if (at++ >= ahead || load.end > old) {
+        hopper::mbarrier_wait(&s_.empty[ring_.stage], ring_.phase ^ 1);
+        issue(unit, load, ring_.stage);
+      }
+      ring_.template advance<Shared<C>::kStages>();
+      return true;
+    });
+  }
+
+  __device__ void issue(const Unit& unit, const Load& load, int stage) {
+    const int origin = unit.super * kSuper, first = (load.start - origin) / kGroupKeys;
+    const int begin = (load.begin - origin) / kGroupKeys, end = (load.end - origin + kGroupKeys - 1) / kGroupKeys;
     if (lane_ == 0) {
-      hopper::mbarrier_arrive_expect(&s_.full[ring_.stage],
-                                     static_cast<uint32_t>(((end - begin) << box_shift) * row_bytes));
+      hopper::mbarrier_arrive_expect(&s_.full[stage], static_cast<uint32_t>((end - begin) * C::kGroupBytes));
     }
     __syncwarp();
-    for (int box = begin + lane_; box < end; box += 32) {
-      const int offset = ((box << box_shift) - (start - origin)) * row_bytes;
-      hopper::tma_load_3d(s_.ring[ring_.stage] + offset, map, &s_.full[ring_.stage], 0, s_.rows[box], z, policy_);
-    }
-    ring_.advance<Shared<C>::kStages>();
+    const int group = begin + lane_;
+    if (C::kShared && load.map == &params_.v) prefetch(unit, load.end + (Shared<C>::kStages - 1) * C::kKeys);
+    if (group >= end) return;
+    hopper::tma_load_3d(s_.ring[stage] + (group - first) * C::kGroupBytes, load.map, &s_.full[stage], 0, s_.rows[group],
+                        0, policy_);
+  }
+
+  // V's next stage but those of the ring, to the L2: a CTA's V waits in the ring for the sums of those before it.
+  __device__ void prefetch(const Unit& unit, int begin) {
+    const int key = begin + lane_ * kGroupKeys;
+    if (lane_ >= C::kKeys / kGroupKeys || key >= end_) return;
+    hopper::tma_prefetch_3d(&params_.v, 0, s_.rows[(key - unit.super * kSuper) / kGroupKeys], 0);
   }
 
   Shared<C>& s_;
   const DecodeParams& params_;
   const AttentionArgs& a_;
-  const int group_, rank_;
+  const int group_, rank_, ranks_;
+  int end_ = 0;  // of the keys whose rows are known
   const int lane_ = static_cast<int>(threadIdx.x) % 32;
   const uint64_t policy_ = hopper::evict_first_policy();
   bool waited_ = false;
   Ring ring_, turn_;
 };
 
-__device__ inline void consumers_sync() { hopper::named_barrier_sync(1, kConsumers); }
+template <typename C>
+__device__ inline void consumers_sync() {
+  hopper::named_barrier_sync(1, C::kConsumers);
+}
+
+// In a register, which the compiler would otherwise read from the hardware at each use, twenty cycles a time.
+__device__ inline uint32_t kept_thread_index() {
+  uint32_t r;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(r));
+  return r;
+}
 
 __device__ inline bool allowed(const AttentionArgs& a, const Row& row, int key) {
   if (key < row.lo || key > row.hi) return false;
@@ -342,15 +430,16 @@ static __device__ __noinline__ float4 capped_scores(const ScoreScale& s, float4 
 template <typename C>
 class Consumer {
  public:
-  __device__ Consumer(Shared<C>& shared, const DecodeParams& params, int group, int rank)
-      : s_(shared), params_(params), a_(params.args), group_(group), rank_(rank) {
+  __device__ Consumer(Shared<C>& shared, const DecodeParams& params, int group, int rank, int ranks)
+      : s_(shared), params_(params), a_(params.args), group_(group), rank_(rank), ranks_(ranks) {
     const int lane_row = lane_ / 16 * 8 + lane_ % 8, lane_column = lane_ / 8 % 2 * 8;
+    p_lane_ = static_cast<uint32_t>(lane_ / 16 * C::kTileBytes) + p_offset(lane_ % 8, lane_ / 8 % 2);
 #pragma unroll
     for (int t = 0; t < C::kWarpTiles; t++) {
       const int column = (warp_ + t * kWarps) * 16;
-      v_lane_[t] = static_cast<uint32_t>(column / C::kVChunk * params.box_rows * C::kVChunk * 2) +
-                   swizzled<C::kVChunk>(static_cast<uint32_t>(lane_row),
-                                        static_cast<uint32_t>((column % C::kVChunk + lane_column) * 2));
+      v_lane_[t] =
+          static_cast<uint32_t>(column / C::kChunk * C::kChunkBytes) +
+          swizzled(static_cast<uint32_t>(lane_row), static_cast<uint32_t>((column % C::kChunk + lane_column) * 2));
     }
   }
 
@@ -359,30 +448,52 @@ class Consumer {
       hopper::mbarrier_wait(&s_.unit_full[turn.stage], turn.phase);
       const Unit& unit = s_.unit[turn.stage];
       if (unit.index < 0) break;
+      Phase phase = first_phase<C>(unit, rank_, ranks_);
+      place_in_cluster(unit, phase);
       begin(unit);
-      for (int origin = first_phase<C>(unit); origin < unit.keys_end; origin += C::kPhase) {
-        const Phase phase = phase_at<C>(unit, origin);
+      for (; has_keys(phase); phase = phase_after<C>(unit, phase)) {
         scores(phase);
-        consumers_sync();
-        block_maxima();
+        consumers_sync<C>();
+        block_maxima(phase);
         probabilities(phase);
-        exchange_probabilities();
-        parity_ ^= 1;
+        consumers_sync<C>();
         row_sums(phase);
         values(phase);
       }
-      total_sums();
-      consumers_sync();
-      store(unit);
-      consumers_sync();
+      if (last_) {
+        total_sums();
+        consumers_sync<C>();
+        store(unit);
+      }
+      consumers_sync<C>();
       if (tid_ == 0) hopper::mbarrier_arrive(&s_.unit_empty[turn.stage]);
     }
   }
 
  private:
-  static constexpr int kStages = Shared<C>::kStages;
+  static constexpr int kWarps = C::kWarps, kConsumers = C::kConsumers, kStages = Shared<C>::kStages;
   // Of a stage's kWarps arrivals, each warp's that works on V.
   static constexpr uint32_t kValueArrivals = C::kTiles < kWarps ? kWarps / C::kTiles : 1;
+
+  // Which CTAs hold keys before and after this one's, and what will come from before.
+  __device__ void place_in_cluster(const Unit& unit, const Phase& phase) {
+    if constexpr (C::kShared) {
+      const bool any = has_keys(phase);
+      const int first = unit.keys_begin / C::kBlock, past = (unit.keys_end + C::kBlock - 1) / C::kBlock;
+      used_ = min(ranks_, past - first);
+      earlier_ = any ? phase.origin / C::kBlock - first : 0;
+      last_ = any ? phase.end == unit.keys_end : rank_ == 0 && unit.keys_begin >= unit.keys_end;
+      if (earlier_ == 0) return;
+      if (tid_ == 0) {
+        hopper::mbarrier_arrive_expect(&s_.maxima_in, static_cast<uint32_t>(earlier_ * C::kRows * 4));
+        hopper::mbarrier_arrive_expect(&s_.l_in, sizeof(s_.handed_l));
+      }
+      const int tiles = warp_ < C::kTiles ? (C::kTiles - warp_ + kWarps - 1) / kWarps : 0;
+      if (lane_ == 0) {
+        hopper::mbarrier_arrive_expect(&s_.o_in[warp_], static_cast<uint32_t>(tiles * C::kNt * 512));
+      }
+    }
+  }
 
   __device__ Row find_row(const Unit& unit, int q) const {
     const int row = unit.tile * C::kRows + q;
@@ -394,23 +505,22 @@ class Consumer {
   __device__ bool present(int q) const { return s_.row[q].token >= 0; }
 
   // The warp's group of a round, counted in the phase.
-  __device__ int group_of(int round) const { return rank_ * (C::kKeysPerCta / kGroupKeys) + round * kWarps + warp_; }
+  __device__ int group_of(int round) const { return round * kWarps + warp_; }
 
-  // Rounds of this CTA's share whose blocks hold keys of the phase; the others are not touched.
+  // Rounds of Q·K that cover the phase's blocks; what else there is in them counts as not allowed.
   struct Rounds {
     int first, past;
   };
   __device__ Rounds rounds_of(const Phase& phase) const {
-    const int mine = phase.origin + rank_ * C::kKeysPerCta;
-    const int first = max(0, phase.begin - mine) / C::kBlock,
-              past = (max(0, phase.end - mine) + C::kBlock - 1) / C::kBlock;
-    return {first * C::kBlockRounds, min(past * C::kBlockRounds, C::kWarpGroups)};
+    const int first = (phase.begin - phase.origin) / C::kBlock * C::kBlock;
+    const int past = (phase.end - phase.origin + C::kBlock - 1) / C::kBlock * C::kBlock;
+    return {first / C::kRoundKeys, (past + C::kRoundKeys - 1) / C::kRoundKeys};
   }
 
   // The unit's rows, their queries to shared memory, and empty sums.
   __device__ void begin(const Unit& unit) {
     if (tid_ < C::kRows) s_.row[tid_] = find_row(unit, tid_);
-    consumers_sync();
+    consumers_sync<C>();
     hopper::wait_for_predecessors();
     constexpr int kPieces = C::kDim / 16 * C::kNt, kOwn = (kPieces + kWarps - 1) / kWarps;
     uint2 w[kOwn];
@@ -442,39 +552,33 @@ class Consumer {
 #pragma unroll
       for (int t = 0; t < C::kWarpTiles; t++) o_[t][n][0] = o_[t][n][1] = o_[t][n][2] = o_[t][n][3] = 0.0f;
     }
-    consumers_sync();
+    consumers_sync<C>();
   }
 
   __device__ void scores(const Phase& phase) {
     constexpr int kStageGroups = C::kKeys / kGroupKeys, kStagesPerRound = kWarps / kStageGroups;
-    const int mine = phase.origin + rank_ * C::kKeysPerCta;
-    const uint32_t box_bytes = static_cast<uint32_t>(params_.box_rows * C::kDim * 2);
-    const int group_row = warp_ % kStageGroups * kGroupKeys;  // of the warp's keys in their stage
-    const uint32_t fragment_row = static_cast<uint32_t>((group_row & (params_.box_rows - 1)) + lane_ % 16);
-    const uint32_t fragment_box = static_cast<uint32_t>(group_row >> params_.box_shift) * box_bytes;
-    const uint32_t chunk_bytes = static_cast<uint32_t>(params_.box_rows * C::kKChunk * 2);
+    const uint32_t own = static_cast<uint32_t>(warp_ % kStageGroups * C::kGroupBytes);  // the warp's keys in a stage
     const Rounds rounds = rounds_of(phase);
 #pragma unroll 1
     for (int j = rounds.first; j < rounds.past; j++) {
       float c[C::kNt][4] = {};
 #pragma unroll 1
       for (int sub = 0; sub < kStagesPerRound; sub++) {
-        const int start = mine + (j * kStagesPerRound + sub) * C::kKeys;
+        const int start = phase.origin + (j * kStagesPerRound + sub) * C::kKeys;
         if (start + C::kKeys <= phase.begin || start >= phase.end) continue;
         hopper::mbarrier_wait(&s_.full[ring_.stage], ring_.phase);
         if (sub == warp_ / kStageGroups) {
-          const uint32_t base = hopper::shared_address(s_.ring[ring_.stage]) + fragment_box;
-          constexpr int kSteps = C::kKChunk / 16, kBatch = C::kDim / 16 < 8 ? C::kDim / 16 : 8;
+          const uint32_t base = hopper::shared_address(s_.ring[ring_.stage]) + own;
+          constexpr int kSteps = C::kChunk / 16, kBatch = C::kDim / 16 < 8 ? C::kDim / 16 : 8;
 #pragma unroll
           for (int first = 0; first < C::kDim / 16; first += kBatch) {
             uint32_t a[kBatch][4];
 #pragma unroll
             for (int k = 0; k < kBatch; k++) {
               const int step = first + k;
-              hopper::ldmatrix_x4(
-                  a[k],
-                  base + static_cast<uint32_t>(step / kSteps) * chunk_bytes +
-                      swizzled<C::kKChunk>(fragment_row, static_cast<uint32_t>(step % kSteps * 32 + lane_ / 16 * 16)));
+              hopper::ldmatrix_x4(a[k], base + static_cast<uint32_t>(step / kSteps * C::kChunkBytes) +
+                                            swizzled(static_cast<uint32_t>(lane_ % 16),
+                                                     static_cast<uint32_t>(step % kSteps * 32 + lane_ / 16 * 16)));
             }
 #pragma unroll
             for (int k = 0; k < kBatch; k++) {
@@ -489,7 +593,7 @@ class Consumer {
         release();
       }
       // Element i: key + 8·(i / 2), query 2x + i % 2.
-      const int group_start = mine + (j * kWarps + warp_) * kGroupKeys, key = group_start + g_;
+      const int group_start = phase.origin + group_of(j) * kGroupKeys, key = group_start + g_;
       const bool all = group_start >= seen_lo_ && group_start + 15 <= seen_hi_;
 #pragma unroll
       for (int n = 0; n < C::kNt; n++) {
@@ -510,83 +614,69 @@ class Consumer {
         float m = fmaxf(odd_g() ? odd : even, __shfl_xor_sync(~0u, odd_g() ? even : odd, 4));
         m = fmaxf(m, __shfl_xor_sync(~0u, m, 8));
         m = fmaxf(m, __shfl_xor_sync(~0u, m, 16));
-        if (g_ < 2) s_.warp_max[warp_][j][n * 8 + 2 * x_ + g_] = m;
+        if (g_ < 2) s_.group_max[group_of(j)][n * 8 + 2 * x_ + g_] = m;
         reinterpret_cast<float4*>(s_.tiles[group_of(j)][n])[lane_] = make_float4(c[n][0], c[n][1], c[n][2], c[n][3]);
       }
     }
   }
 
-  // The largest score of each block, to all CTAs.
-  __device__ void block_maxima() {
-    constexpr int kOwn = C::kBlocks / C::kCluster;
-    if constexpr (C::kCluster > 1) {
-      if (tid_ == 0) hopper::mbarrier_arrive_expect(&s_.exchange[0], sizeof(s_.block_max));
-    }
-    for (int i = tid_; i < kOwn * C::kRows; i += kConsumers) {
+  // The largest score of each block, for this CTA and those of later keys.
+  __device__ void block_maxima(const Phase& phase) {
+    const int first = (phase.begin - phase.origin) / C::kBlock,
+              past = (phase.end - phase.origin + C::kBlock - 1) / C::kBlock;
+    for (int i = first * C::kRows + tid_; i < past * C::kRows; i += kConsumers) {
       const int block = i / C::kRows, row = i % C::kRows;
       float m = minus_inf();
 #pragma unroll
-      for (int w = 0; w < kWarps; w++) {
-#pragma unroll
-        for (int j = 0; j < C::kBlockRounds; j++) m = fmaxf(m, s_.warp_max[w][block * C::kBlockRounds + j][row]);
-      }
-      float* to = &s_.block_max[rank_ * kOwn + block][row];
-      if constexpr (C::kCluster == 1) {
-        *to = m;
-      } else {
-#pragma unroll
-        for (uint32_t r = 0; r < C::kCluster; r++) hopper::store_async_f32(to, m, &s_.exchange[0], r);
-      }
-    }
-    if constexpr (C::kCluster == 1) {
-      consumers_sync();
-    } else {
-      hopper::mbarrier_wait_cluster(&s_.exchange[0], parity_);
-    }
-  }
-
-  // This CTA's P and u to the others.
-  __device__ void exchange_probabilities() {
-    if constexpr (C::kCluster == 1) {
-      consumers_sync();
-    } else {
-      constexpr uint32_t kBytes = sizeof(s_.tiles) / C::kCluster;
-      hopper::fence_async_proxy();
-      consumers_sync();
-      if (tid_ == 0) {
-        hopper::mbarrier_arrive_expect(&s_.exchange[1], kBytes * (C::kCluster - 1));
-        const void* mine = s_.tiles[rank_ * (C::kKeysPerCta / kGroupKeys)];
-        for (uint32_t i = 1; i < C::kCluster; i++) {
-          hopper::copy_to_cta(mine, kBytes, &s_.exchange[1], (static_cast<uint32_t>(rank_) + i) % C::kCluster);
+      for (int g = 0; g < C::kBlockGroups; g++) m = fmaxf(m, s_.group_max[block * C::kBlockGroups + g][row]);
+      float* to = &s_.block_max[earlier_ + block][row];
+      *to = m;
+      if constexpr (C::kShared) {
+        for (int r = rank_ + 1; r < used_; r++) {
+          hopper::store_async_f32(to, m, &s_.maxima_in, static_cast<uint32_t>(r));
         }
       }
-      hopper::mbarrier_wait_cluster(&s_.exchange[1], parity_);
+    }
+    consumers_sync<C>();
+    if constexpr (C::kShared) {
+      if (earlier_ > 0) hopper::mbarrier_wait(&s_.maxima_in, 0);
+#pragma unroll 4
+      for (int b = 0; b < earlier_; b++) grow(b);
     }
   }
 
-  __device__ void grow(int block) {
+  // R over block `b` of those whose maxima are known; returns what the sums are to be multiplied with.
+  struct Growth {
+    float a[C::kNt][2];
+  };
+  __device__ Growth grow(int b) {
+    Growth g;
 #pragma unroll
     for (int n = 0; n < C::kNt; n++) {
-      const float2 m = *reinterpret_cast<const float2*>(&s_.block_max[block][n * 8 + 2 * x_]);
-      const float a0 = attention_grow(r_[n][0], m.x, params_.score.factor);
-      const float a1 = attention_grow(r_[n][1], m.y, params_.score.factor);
-      if (tid_ < 4) *reinterpret_cast<float2*>(&s_.alpha[block][n * 8 + 2 * x_]) = make_float2(a0, a1);
+      const float2 m = *reinterpret_cast<const float2*>(&s_.block_max[b][n * 8 + 2 * x_]);
+      g.a[n][0] = attention_grow(r_[n][0], m.x, params_.score.factor);
+      g.a[n][1] = attention_grow(r_[n][1], m.y, params_.score.factor);
+    }
+    return g;
+  }
+  __device__ void grow_own(int block) {
+    const Growth g = grow(earlier_ + block);
+    if (tid_ >= 4) return;
+#pragma unroll
+    for (int n = 0; n < C::kNt; n++) {
+      *reinterpret_cast<float2*>(&s_.alpha[block][n * 8 + 2 * x_]) = make_float2(g.a[n][0], g.a[n][1]);
     }
   }
 
   __device__ void probabilities(const Phase& phase) {
-    constexpr int kOwn = C::kBlocks / C::kCluster;
     // Blocks without keys leave everything as it is.
-    const int first_block = (phase.begin - phase.origin) / C::kBlock;
+    int block = (phase.begin - phase.origin) / C::kBlock;
     const int past_block = (phase.end - phase.origin + C::kBlock - 1) / C::kBlock;
-    if constexpr (C::kCluster > 1) {
-#pragma unroll 1
-      for (int b = first_block; b < min(rank_ * kOwn, past_block); b++) grow(b);
-    }
     const Rounds rounds = rounds_of(phase);
 #pragma unroll 1
     for (int j = rounds.first; j < rounds.past; j++) {
-      if (j % C::kBlockRounds == 0) grow(rank_ * kOwn + j / C::kBlockRounds);
+#pragma unroll 1
+      for (; block < past_block && block <= group_of(j) / C::kBlockGroups; block++) grow_own(block);
       const int start = phase.origin + group_of(j) * kGroupKeys;
       if (start + 15 < phase.begin || start >= phase.end) continue;
 #pragma unroll
@@ -612,10 +702,8 @@ class Consumer {
         *reinterpret_cast<uint32_t*>(tile + p_offset(query, 1) + pair) = second;
       }
     }
-    if constexpr (C::kCluster > 1) {
 #pragma unroll 1
-      for (int b = max(first_block, (rank_ + 1) * kOwn); b < past_block; b++) grow(b);
-    }
+    for (; block < past_block; block++) grow_own(block);
   }
 
   __device__ float minus_r(int n, int i) const { return r_[n][i] == minus_inf() ? 0.0f : -r_[n][i]; }
@@ -630,9 +718,13 @@ class Consumer {
   __device__ void row_sums(const Phase& phase) {
     const int n = kWarps - 1 - warp_;
     if (n >= C::kNt) return;
+    if (earlier_ > 0) {
+      hopper::mbarrier_wait(&s_.l_in, 0);
+      l_ = s_.handed_l[n][lane_];
+    }
     const int q = n * 8 + 2 * x_ + (g_ & 1);
     const int first = (phase.begin - phase.origin) / kGroupKeys, past = (phase.end - phase.origin + 15) / kGroupKeys;
-    constexpr int kBlockGroups = C::kBlock / kGroupKeys;
+    constexpr int kBlockGroups = C::kBlockGroups;
     for (int block = first / kBlockGroups; block * kBlockGroups < past; block++) {
       float u[kBlockGroups];
 #pragma unroll
@@ -647,6 +739,9 @@ class Consumer {
         alpha = 1.0f;
       }
     }
+    if constexpr (C::kShared) {
+      if (!last_) hopper::store_async_f32(&s_.handed_l[n][lane_], l_, &s_.l_in, static_cast<uint32_t>(rank_) + 1);
+    }
   }
 
   __device__ void total_sums() {
@@ -657,100 +752,154 @@ class Consumer {
     if (g_ < 2) s_.l[n * 8 + 2 * x_ + (g_ & 1)] = total;
   }
 
-  // P·V of kBatch groups: what a warp multiplies while it loads the next.
-  static constexpr int kBatch = C::kValues / kGroupKeys < 4 ? C::kValues / kGroupKeys : 4,
-                       kBatchKeys = kBatch * kGroupKeys;
-  struct Batch {
-    uint32_t v[C::kWarpTiles][kBatch][4];
-    uint32_t p[kBatch][C::kNt][2];
+  // P·V of a stage, for a warp's columns. The next stage's fragments are loaded while this one's are multiplied, each
+  // in the registers that a product has left.
+  static constexpr int kStageGroups = C::kKeys / kGroupKeys;
+  struct Fragments {
+    uint32_t v[kStageGroups][C::kWarpTiles][4];
+    uint32_t p[kStageGroups][C::kNt][2];
+    float2 alpha[C::kNt];  // where a block begins
   };
 
   __device__ void values(const Phase& phase) {
     if (warp_ >= C::kTiles) {
       // The ring turns by what the others take; they must not be overtaken.
-      const int first = (phase.begin - phase.origin) / C::kValues,
-                past = (phase.end - phase.origin + C::kValues - 1) / C::kValues;
+      const int first = (phase.begin - phase.origin) / C::kKeys,
+                past = (phase.end - phase.origin + C::kKeys - 1) / C::kKeys;
       ring_.template advance<kStages>(past - first);
     } else {
+      int key = (phase.begin - phase.origin) / C::kKeys * C::kKeys;  // from the phase's origin
       const int past = phase.end - phase.origin;
-      int key = (phase.begin - phase.origin) / kBatchKeys * kBatchKeys;
-      Batch even, odd;
-      bool waited = false;
-      load_batch(phase, key, waited, even);
+      Fragments f;
+      Stage stage = wait_stage(key);
+#pragma unroll
+      for (int i = 0; i < kStageGroups; i++) load(stage, i, f);
+      release_stage();
+      receive_output();
 #pragma unroll 1
-      for (; key < past; key += 2 * kBatchKeys) {
-        if (key + kBatchKeys < past) load_batch(phase, key + kBatchKeys, waited, odd);
-        multiply(phase, key, even);
-        if (key + kBatchKeys >= past) break;
-        if (key + 2 * kBatchKeys < past) load_batch(phase, key + 2 * kBatchKeys, waited, even);
-        multiply(phase, key + kBatchKeys, odd);
+      for (; key + C::kKeys < past; key += C::kKeys) {
+        rescale(key, phase.begin - phase.origin, f);
+        stage = wait_stage(key + C::kKeys);
+        multiply(phase, key, f, [&](int i) { load(stage, i, f); });
+        release_stage();
       }
+      rescale(key, phase.begin - phase.origin, f);
+      multiply(phase, key, f, [](int) {});
+      hand_output_on();
     }
-    if constexpr (C::kTiles < kWarps) consumers_sync();
+    if constexpr (C::kTiles < kWarps) consumers_sync<C>();
   }
 
-  // `key` counts from the phase's origin. Waits for a stage at its first batch and gives it back at its last.
-  __device__ void load_batch(const Phase& phase, int key, bool& waited, Batch& b) {
-    if (!waited) hopper::mbarrier_wait(&s_.full[ring_.stage], ring_.phase);
-    waited = true;
+  // Where a lane finds its parts of a stage: addresses for ldmatrix and the factors of the block.
+  struct Stage {
+    uint32_t v, p;
+    const float* alpha;
+  };
+  __device__ Stage wait_stage(int key) {
+    hopper::mbarrier_wait(&s_.full[ring_.stage], ring_.phase);
     // ldmatrix rows of P: two groups of one query tile, or one group of two.
-    const uint32_t p_base = hopper::shared_address(s_.tiles[key / kGroupKeys][0]) +
-                            static_cast<uint32_t>(lane_ / 16 * C::kTileBytes) + p_offset(lane_ % 8, lane_ / 8 % 2);
-    load_probabilities(b.p, p_base);
-    const uint32_t base = hopper::shared_address(s_.ring[ring_.stage]);
-    const int box_mask = params_.box_rows - 1;
-#pragma unroll
-    for (int i = 0; i < kBatch; i++) {
-      const int at = key % C::kValues + i * kGroupKeys;
-      const uint32_t group =
-          base + static_cast<uint32_t>((at & ~box_mask) * C::kColumns * 2 + (at & box_mask) * C::kVChunk * 2);
-#pragma unroll
-      for (int t = 0; t < C::kWarpTiles; t++) hopper::ldmatrix_x4_trans(b.v[t][i], group + v_lane_[t]);
-    }
-    if ((key + kBatchKeys) % C::kValues != 0 && phase.origin + key + kBatchKeys < phase.end) return;
+    return {hopper::shared_address(s_.ring[ring_.stage]),
+            hopper::shared_address(s_.tiles[key / kGroupKeys][0]) + p_lane_, &s_.alpha[key / C::kBlock][2 * x_]};
+  }
+  __device__ void release_stage() {
     if (lane_ == 0) hopper::mbarrier_arrive_count(&s_.empty[ring_.stage], kValueArrivals);
     ring_.template advance<kStages>();
-    waited = false;
   }
 
-  __device__ void multiply(const Phase& phase, int key, Batch& b) {
-    if (key % C::kBlock == 0) rescale(key / C::kBlock);
-    const int at = phase.origin + key;
-    if (at < phase.begin || at + kBatchKeys > phase.end) return multiply_part(phase, at, b);
+  __device__ void load(const Stage& stage, int i, Fragments& f) const {
 #pragma unroll
-    for (int i = 0; i < kBatch; i++) multiply_group(b, i);
+    for (int t = 0; t < C::kWarpTiles; t++) {
+      hopper::ldmatrix_x4_trans(f.v[i][t], stage.v + v_lane_[t] + static_cast<uint32_t>(i * C::kGroupBytes));
+    }
+    const uint32_t p = stage.p + static_cast<uint32_t>(i * C::kNt * C::kTileBytes);
+    if constexpr (C::kNt == 2) {
+      uint32_t r[4];
+      hopper::ldmatrix_x4(r, p);
+      f.p[i][0][0] = r[0], f.p[i][0][1] = r[1], f.p[i][1][0] = r[2], f.p[i][1][1] = r[3];
+    } else if (i % 2 == 1) {  // both groups of a pair, when neither is wanted any more
+      uint32_t r[4];
+      hopper::ldmatrix_x4(r, p - C::kTileBytes);
+      f.p[i - 1][0][0] = r[0], f.p[i - 1][0][1] = r[1], f.p[i][0][0] = r[2], f.p[i][0][1] = r[3];
+    }
+    if (i != 0) return;
+#pragma unroll
+    for (int n = 0; n < C::kNt; n++) f.alpha[n] = *reinterpret_cast<const float2*>(stage.alpha + n * 8);
   }
 
-  __device__ void multiply_group(const Batch& b, int i) {
+  // Once a block: at its first stage, or the first that there is of it.
+  __device__ void rescale(int key, int begin, const Fragments& f) {
+    if (key % C::kBlock != 0 && key > begin) return;
+#pragma unroll
+    for (int n = 0; n < C::kNt; n++) {
+#pragma unroll
+      for (int t = 0; t < C::kWarpTiles; t++) {
+        o_[t][n][0] = __fmul_rn(o_[t][n][0], f.alpha[n].x), o_[t][n][1] = __fmul_rn(o_[t][n][1], f.alpha[n].y);
+        o_[t][n][2] = __fmul_rn(o_[t][n][2], f.alpha[n].x), o_[t][n][3] = __fmul_rn(o_[t][n][3], f.alpha[n].y);
+      }
+    }
+  }
+
+  // Of the stage that begins at `key` from the phase's origin; calls then(i) when group i is done.
+  template <typename F>
+  __device__ void multiply(const Phase& phase, int key, Fragments& f, const F& then) {
+    const int at = phase.origin + key;
+    if (at >= phase.begin && at + C::kKeys <= phase.end) {
+#pragma unroll
+      for (int i = 0; i < kStageGroups; i++) {
+        multiply_group(f, i);
+        then(i);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kStageGroups; i++) {
+      const int group = at + i * kGroupKeys;
+      if (group >= phase.begin && group < phase.end) {
+        if (group + kGroupKeys > phase.end) {
+#pragma unroll
+          for (int t = 0; t < C::kWarpTiles; t++) clear_absent(f.v[i][t], phase.end - group);
+        }
+        multiply_group(f, i);
+      }
+      then(i);
+    }
+  }
+
+  __device__ void multiply_group(const Fragments& f, int i) {
 #pragma unroll
     for (int t = 0; t < C::kWarpTiles; t++) {
 #pragma unroll
-      for (int n = 0; n < C::kNt; n++) hopper::mma_m16n8k16<C::kF16>(o_[t][n], b.v[t][i], b.p[i][n][0], b.p[i][n][1]);
+      for (int n = 0; n < C::kNt; n++) hopper::mma_m16n8k16<C::kF16>(o_[t][n], f.v[i][t], f.p[i][n][0], f.p[i][n][1]);
     }
   }
 
-  // Where the phase ends or begins within the batch, whose first key is `at`.
-  __device__ void multiply_part(const Phase& phase, int at, Batch& b) {
-#pragma unroll
-    for (int i = 0; i < kBatch; i++) {
-      const int group = at + i * kGroupKeys;
-      if (group < phase.begin || group >= phase.end) continue;
-      if (group + 16 > phase.end) {
-#pragma unroll
-        for (int t = 0; t < C::kWarpTiles; t++) clear_absent(b.v[t][i], phase.end - group);
-      }
-      multiply_group(b, i);
+  // The chains of O, from the CTA before and to the next one.
+  __device__ void receive_output() {
+    if (earlier_ == 0) return;
+    hopper::mbarrier_wait(&s_.o_in[warp_], 0);
+    for_tiles([&](int tile, int t, int n) {
+      const float4 o = s_.handed_o[tile][n][lane_];
+      o_[t][n][0] = o.x, o_[t][n][1] = o.y, o_[t][n][2] = o.z, o_[t][n][3] = o.w;
+    });
+  }
+  __device__ void hand_output_on() {
+    if constexpr (C::kShared) {
+      if (last_) return;
+      for_tiles([&](int tile, int t, int n) {
+        const float* o = o_[t][n];
+        const uint4 bits =
+            make_uint4(__float_as_uint(o[0]), __float_as_uint(o[1]), __float_as_uint(o[2]), __float_as_uint(o[3]));
+        hopper::store_async_16(&s_.handed_o[tile][n][lane_], bits, &s_.o_in[warp_], static_cast<uint32_t>(rank_) + 1);
+      });
     }
   }
-
-  static __device__ void load_probabilities(uint32_t (&p)[kBatch][C::kNt][2], uint32_t address) {
-    constexpr int kStep = C::kNt == 1 ? 2 : 1;  // groups a load
+  template <typename F>
+  __device__ void for_tiles(const F& f) {
 #pragma unroll
-    for (int i = 0; i < kBatch; i += kStep) {
-      uint32_t r[4];
-      hopper::ldmatrix_x4(r, address + static_cast<uint32_t>(i * C::kNt * C::kTileBytes));
-      p[i][0][0] = r[0], p[i][0][1] = r[1];
-      p[i + kStep - 1][C::kNt - 1][0] = r[2], p[i + kStep - 1][C::kNt - 1][1] = r[3];
+    for (int t = 0; t < C::kWarpTiles; t++) {
+      if (warp_ + t * kWarps >= C::kTiles) continue;
+#pragma unroll
+      for (int n = 0; n < C::kNt; n++) f(warp_ + t * kWarps, t, n);
     }
   }
 
@@ -761,18 +910,6 @@ class Consumer {
       const int key = 2 * x_ + i / 2 * 8;
       if (key >= past) v[i] = 0;
       if (key + 1 >= past) v[i] &= 0xffff;
-    }
-  }
-
-  __device__ void rescale(int block) {
-#pragma unroll
-    for (int n = 0; n < C::kNt; n++) {
-      const float2 alpha = *reinterpret_cast<const float2*>(&s_.alpha[block][n * 8 + 2 * x_]);
-#pragma unroll
-      for (int t = 0; t < C::kWarpTiles; t++) {
-        o_[t][n][0] = __fmul_rn(o_[t][n][0], alpha.x), o_[t][n][1] = __fmul_rn(o_[t][n][1], alpha.y);
-        o_[t][n][2] = __fmul_rn(o_[t][n][2], alpha.x), o_[t][n][3] = __fmul_rn(o_[t][n][3], alpha.y);
-      }
     }
   }
 
@@ -793,7 +930,7 @@ class Consumer {
     for (int n = 0; n < C::kNt; n++) {
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const int q = n * 8 + 2 * x_ + i, first_column = rank_ * C::kColumns + warp_ * 16 + g_;
+        const int q = n * 8 + 2 * x_ + i, first_column = warp_ * 16 + g_;
         if (!present(q)) continue;
         const float r = r_[n][i], l = r == minus_inf() ? 0.0f : s_.l[q];
         const int64_t row = static_cast<int64_t>(unit.index) * C::kRows + q;
@@ -822,19 +959,19 @@ class Consumer {
     }
   }
 
-  // The CTA that finishes a request's tile last folds its super-blocks, each rank its own columns, four a thread.
+  // The CTA that finishes a request's tile last folds its super-blocks, four columns a thread.
   __device__ void fold_if_last(const Unit& unit) {
-    uint32_t* counter = params_.counters + static_cast<int64_t>(unit.first_unit) * C::kCluster + rank_;
-    consumers_sync();
+    uint32_t* counter = params_.counters + unit.first_unit;
+    consumers_sync<C>();
     if (tid_ == 0) {
       s_.last = hopper::add_acq_rel(counter, 1) == static_cast<uint32_t>(unit.supers - 1);
       if (s_.last) *counter = 0;
     }
-    consumers_sync();
+    consumers_sync<C>();
     if (!s_.last) return;
     const int slice = tiles_of(unit.added, group_, C::kRows) * a_.cache.kv_heads;
-    for (int i = tid_; i < C::kRows * (C::kColumns / 4); i += kConsumers) {
-      const int q = i / (C::kColumns / 4), column = rank_ * C::kColumns + i % (C::kColumns / 4) * 4;
+    for (int i = tid_; i < C::kRows * (C::kDim / 4); i += kConsumers) {
+      const int q = i / (C::kDim / 4), column = i % (C::kDim / 4) * 4;
       if (present(q)) fold(unit, slice, q, column);
     }
   }
@@ -879,95 +1016,95 @@ class Consumer {
   Shared<C>& s_;
   const DecodeParams& params_;
   const AttentionArgs& a_;
-  const int group_, rank_;
-  const int tid_ = static_cast<int>(threadIdx.x), warp_ = tid_ / 32, lane_ = tid_ % 32, g_ = lane_ / 4, x_ = lane_ % 4;
+  const int group_, rank_, ranks_;
+  const uint32_t id_ = kept_thread_index();
+  const int tid_ = static_cast<int>(id_), warp_ = static_cast<int>(id_ / 32), lane_ = static_cast<int>(id_ % 32),
+            g_ = static_cast<int>(id_ % 32 / 4), x_ = static_cast<int>(id_ % 4);
   Ring ring_;
-  uint32_t parity_ = 0;             // of the exchanges
+  int earlier_ = 0;                 // blocks of the unit that CTAs before this one have
+  int used_ = 1;                    // CTAs that have keys of it
+  bool last_ = true;                // its keys are the unit's last
   int seen_lo_, seen_hi_;           // keys that all the thread's rows see; none with a mask
   uint32_t v_lane_[C::kWarpTiles];  // the lane's offset in a group of V
+  uint32_t p_lane_;                 // and in P's tiles
   float l_;                         // row_sums
   float r_[C::kNt][2];
   float o_[C::kWarpTiles][C::kNt][4];
 };
 
 template <typename C>
-__global__ void __launch_bounds__(kThreads, C::kMinCtas) attention_decode(const __grid_constant__ DecodeParams params) {
+__global__ void __launch_bounds__(C::kThreads, C::kMinCtas)
+    attention_decode(const __grid_constant__ DecodeParams params) {
   extern __shared__ __align__(1024) uint8_t raw[];
   Shared<C>& s = *reinterpret_cast<Shared<C>*>(raw);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const AttentionArgs& a = params.args;
   const int group = a.q_heads / a.cache.kv_heads;
   hopper::launch_dependents();
-  if (warp == kWarps && lane == 0) {
+  if (warp == C::kWarps && lane == 0) {
     hopper::prefetch_tensor_map(&params.k);
     hopper::prefetch_tensor_map(&params.v);
     for (int i = 0; i < Shared<C>::kStages; i++) {
       hopper::mbarrier_init(&s.full[i], 1);
-      hopper::mbarrier_init(&s.empty[i], kWarps);
+      hopper::mbarrier_init(&s.empty[i], C::kWarps);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       hopper::mbarrier_init(&s.unit_full[i], 1);
       hopper::mbarrier_init(&s.unit_empty[i], 1);
-      hopper::mbarrier_init(&s.exchange[i], 1);
     }
+    hopper::mbarrier_init(&s.maxima_in, 1);
+    hopper::mbarrier_init(&s.l_in, 1);
+    for (int i = 0; i < C::kWarps; i++) hopper::mbarrier_init(&s.o_in[i], 1);
     hopper::mbarrier_init_fence();
   }
   if (warp == 0) count_units(a, group, C::kRows, s.unit_start);
-  int rank = 0;
-  if constexpr (C::kCluster > 1) {
-    rank = static_cast<int>(hopper::cluster_rank());
-    hopper::cluster_sync();
+  int rank = 0, ranks = 1;
+  if constexpr (C::kShared) {
+    rank = static_cast<int>(hopper::cluster_rank()), ranks = static_cast<int>(hopper::cluster_size());
+    hopper::cluster_arrive();  // its barriers are there for the others
   }
   __syncthreads();
-  if (warp == kWarps) {
-    const int clusters = static_cast<int>(gridDim.x) / C::kCluster, first = static_cast<int>(blockIdx.x) / C::kCluster;
-    Producer<C> producer(s, params, group, rank);
+  if (warp == C::kWarps) {
+    const int clusters = static_cast<int>(gridDim.x) / ranks, first = static_cast<int>(blockIdx.x) / ranks;
+    Producer<C> producer(s, params, group, rank, ranks);
     producer.run(clusters, first, s.unit_start[a.requests]);
+    if constexpr (C::kShared) hopper::cluster_wait();
   } else {
-    Consumer<C> consumer(s, params, group, rank);
+    Consumer<C> consumer(s, params, group, rank, ranks);
+    if constexpr (C::kShared) hopper::cluster_wait();
     consumer.run();
   }
-  if constexpr (C::kCluster > 1) {
-    __syncwarp();
-    hopper::cluster_sync();  // what this CTA sent has been read
-  }
+  // Nothing is sent to a CTA that does not wait for it, so each may end by itself.
 }
 
 // Of the device's pointers and the plan's numbers, what the kernel needs; shared with attention_decode.cu.
 template <typename C>
-void launch_config(const AttentionArgs& args, int units, const KernelContext& context) {
+void launch_config(const AttentionArgs& args, int units, int cluster, const KernelContext& context) {
   const KvCacheView& cache = args.cache;
-  const int page_rows = cache.page_size & -cache.page_size;  // largest power of two that divides a page
   DecodeParams params = {};
   params.args = args;
   params.score = score_scale(args);
-  params.box_rows = std::min({page_rows, C::kKeys, C::kValues, 256});
-  while ((1 << params.box_shift) < params.box_rows) params.box_shift++;
   params.counters = context.counters;
   params.tickets = context.counters == nullptr ? nullptr : context.counters + kCounters - kAttentionTickets;
   params.partial_o = static_cast<float*>(context.workspace);
   params.partial_rl = params.partial_o + static_cast<int64_t>(units) * C::kRows * C::kDim;
-  const auto map = [&](const void* base, int chunk, int columns, int box_rows) {
-    const uint64_t dims[3] = {static_cast<uint64_t>(chunk),
-                              static_cast<uint64_t>(cache.pages) * cache.kv_heads * cache.page_size,
-                              static_cast<uint64_t>(C::kDim / chunk)};
-    const uint64_t strides[2] = {C::kDim * 2, static_cast<uint64_t>(chunk) * 2};
-    const uint32_t box[3] = {static_cast<uint32_t>(chunk), static_cast<uint32_t>(box_rows),
-                             static_cast<uint32_t>(columns / chunk)};
+  const auto map = [&](const void* base) {
+    const uint64_t dims[3] = {C::kChunk, static_cast<uint64_t>(cache.pages) * cache.kv_heads * cache.page_size,
+                              C::kDim / C::kChunk};
+    const uint64_t strides[2] = {C::kDim * 2, C::kChunk * 2};
+    const uint32_t box[3] = {C::kChunk, kGroupKeys, C::kDim / C::kChunk};
     return tensor_map(C::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, base, dims,
-                      strides, box,
-                      chunk == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-                      : chunk == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                    : CU_TENSOR_MAP_SWIZZLE_32B);
+                      strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
   };
-  params.k = map(cache.k, C::kKChunk, C::kDim, params.box_rows);
-  params.v = map(cache.v, C::kVChunk, C::kColumns, params.box_rows);
-  const int resident = context.sm_count * C::kMinCtas / C::kCluster;
+  params.k = map(cache.k);
+  params.v = map(cache.v);
+  // Of the CTAs that fit each does unit after unit; a cluster does one.
+  const int ctas = C::kShared ? units * cluster : std::min(units, context.sm_count * C::kMinCtas);
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>((units < resident ? units : resident) * C::kCluster));
-  shape.block = kThreads;
-  shape.cluster = dim3(C::kCluster);
+  shape.grid = dim3(static_cast<unsigned>(ctas));
+  shape.block = C::kThreads;
+  shape.cluster = dim3(static_cast<unsigned>(cluster));
   shape.shared_bytes = sizeof(Shared<C>);
   allow_shared_memory("attention_decode", attention_decode<C>, shape.shared_bytes);
   launch("attention_decode", attention_decode<C>, shape, context.stream, params);

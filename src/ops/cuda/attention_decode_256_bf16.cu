@@ -2,9 +2,9 @@
 
 namespace isobit::cuda::decode {
 
-template void launch_config<Config<256, 1, 1, false>>(const AttentionArgs&, int, const KernelContext&);
-template void launch_config<Config<256, 1, 4, false>>(const AttentionArgs&, int, const KernelContext&);
-template void launch_config<Config<256, 2, 1, false>>(const AttentionArgs&, int, const KernelContext&);
-template void launch_config<Config<256, 2, 4, false>>(const AttentionArgs&, int, const KernelContext&);
+template void launch_config<Config<256, 1, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
+template void launch_config<Config<256, 1, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
+template void launch_config<Config<256, 2, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
+template void launch_config<Config<256, 2, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
 
 }  // namespace isobit::cuda::decode

@@ -39,10 +39,10 @@ bool plan_decode(const AttentionArgs& a, const AttentionResources& resources, At
   int64_t tiles = (tokens * group + (tile_rows - 1) * a.requests) / tile_rows;
   if (alike(a)) tiles = std::min(tiles, a.requests * ceil_div(rows, tile_rows));
   plan.units = tiles * a.cache.kv_heads * supers;
-  // Too few units to fill the GPU: four CTAs share one.
-  if (plan.units * 2 <= resources.sm_count) plan.cluster = 4;
+  // Too few units to fill the GPU: four CTAs share one, or eight while all such clusters find room at once.
+  if (plan.units * 2 <= resources.sm_count) plan.cluster = plan.units * 5 <= resources.sm_count ? 8 : 4;
   const int64_t bytes = plan.units * tile_rows * (d + 2) * 4;
-  if (supers > 1 && (bytes > resources.workspace_bytes || plan.units * plan.cluster > resources.counters)) return false;
+  if (supers > 1 && (bytes > resources.workspace_bytes || plan.units > resources.counters)) return false;
   plan.decode = true;
   return true;
 }

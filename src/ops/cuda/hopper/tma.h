@@ -53,6 +53,11 @@ __device__ inline void tma_load_3d(void* to, const CUtensorMap* map, uint64_t* b
                                    uint64_t policy) {
   tma_load_3d(shared_address(to), map, shared_address(bar), x, y, z, policy);
 }
+// Only to the L2.
+__device__ inline void tma_prefetch_3d(const CUtensorMap* map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
 __device__ inline void tma_load_4d(void* to, const CUtensorMap* map, uint64_t* bar, int x, int y, int z, int w,
                                    uint64_t policy) {
   asm volatile(
