@@ -73,23 +73,31 @@ ISOBIT_HD float attention_sink(float l, float sink, float r) { return fadd(l, ex
 // The output before rounding. Adding +0 makes a zero positive, so that skipped blocks leave no trace.
 ISOBIT_HD float attention_out(float o, float inv_l) { return fadd(fmul(o, inv_l), 0.0f); }
 
+// Keys per block and per super-block: the contract's, but for tools/attention_error.cpp, which weighs others.
+struct AttentionBlocks {
+  int block;
+  int64_t super;
+};
+constexpr AttentionBlocks attention_blocks(int head_dim) { return {attention_block(head_dim), kAttentionSuperBlock}; }
+
 // One query, scalar, whole. query[head_dim]; key(j), value(j): pointers to head_dim elements of position j, read only
 // where allowed(j); n: positions 0..n-1 exist. A query with no allowed key gives +0. Rounds to the type of `kind`.
 template <Operand kind, typename Key, typename Value, typename Allowed>
 void attention_row(const uint16_t* query, int head_dim, int64_t n, const Key& key, const Value& value,
-                   const Allowed& allowed, const AttentionScale& scale, const float* sink, uint16_t* out) {
-  constexpr int kMaxDim = 1024;
+                   const Allowed& allowed, const AttentionScale& scale, const float* sink, uint16_t* out,
+                   const AttentionBlocks& blocks) {
+  constexpr int kMaxDim = 1024, kMaxBlock = 128;
   const auto round = [](float x) { return kind == Operand::kBF16 ? f32_to_bf16(x) : f32_to_f16(x); };
-  const int block = attention_block(head_dim);
+  const auto [block, super_block] = blocks;
   const float factor = scale.factor();
   float folded_r = kMinusInf, folded_l = 0.0f;
   float folded[kMaxDim], o[kMaxDim];
   for (int d = 0; d < head_dim; d++) folded[d] = 0.0f;
-  for (int64_t super = 0; super < n; super += kAttentionSuperBlock) {
+  for (int64_t super = 0; super < n; super += super_block) {
     AttentionSums sums;
     for (int d = 0; d < head_dim; d++) o[d] = 0.0f;
-    for (int64_t start = super; start < n && start < super + kAttentionSuperBlock; start += block) {
-      float score[128], largest = kMinusInf;
+    for (int64_t start = super; start < n && start < super + super_block; start += block) {
+      float score[kMaxBlock], largest = kMinusInf;
       for (int j = 0; j < block; j++) {
         const int64_t position = start + j;
         score[j] = kMinusInf;
@@ -138,6 +146,12 @@ void attention_row(const uint16_t* query, int head_dim, int64_t n, const Key& ke
   if (sink != nullptr) folded_l = attention_sink(folded_l, *sink, folded_r);
   const float inv = fdiv(1.0f, folded_l);
   for (int d = 0; d < head_dim; d++) out[d] = round(attention_out(folded[d], inv));
+}
+
+template <Operand kind, typename Key, typename Value, typename Allowed>
+void attention_row(const uint16_t* query, int head_dim, int64_t n, const Key& key, const Value& value,
+                   const Allowed& allowed, const AttentionScale& scale, const float* sink, uint16_t* out) {
+  attention_row<kind>(query, head_dim, n, key, value, allowed, scale, sink, out, attention_blocks(head_dim));
 }
 
 }  // namespace isobit::numerics
