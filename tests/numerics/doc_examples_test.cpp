@@ -15,6 +15,7 @@
 #include "numerics/activation.h"
 #include "numerics/attention.h"
 #include "numerics/gemm.h"
+#include "numerics/moe.h"
 #include "numerics/norm.h"
 #include "numerics/philox.h"
 #include "numerics/quantize.h"
@@ -160,6 +161,10 @@ std::map<std::string, Function> functions() {
   f["gemm_fp8_dot"] = [](A a) {
     return show(gemm_fp8_dot(a.integers<uint8_t>(0).data(), a.integers<uint8_t>(1).data(), a.floats(2).data(),
                              a.floats(3).data(), a.n(4)));
+  };
+  f["combine"] = [](A a) {
+    const auto weight = a.floats(0);
+    return show(combine(weight.data(), a.floats(1).data(), static_cast<int64_t>(weight.size())));
   };
   f["sum_of_squares"] = [](A a) {
     const auto x = a.floats(0);

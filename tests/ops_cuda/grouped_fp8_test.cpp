@@ -30,8 +30,10 @@ std::vector<uint8_t> run(const GroupedFp8Problem& p, const cuda::GemmFp8Plan* pl
   a.rows = rows.data();
   a.out = out.data();
   a.check();
+  GpuArray<uint32_t> counters(std::vector<uint32_t>(2, 0));
   cuda::KernelContext context;
   context.sm_count = kSmCount;
+  if (p.n % 2 == 0) context.counters = counters.data();  // else tiles are dealt out evenly
   if (plan != nullptr) {
     launch_grouped_gemm_fp8_planned(a, *plan, context);
   } else {
@@ -39,6 +41,7 @@ std::vector<uint8_t> run(const GroupedFp8Problem& p, const cuda::GemmFp8Plan* pl
   }
   cuda::check(cudaDeviceSynchronize(), "grouped_gemm_fp8");
   EXPECT_TRUE(out.guards_intact()) << p.text();
+  EXPECT_EQ(counters.get(), std::vector<uint32_t>(2, 0)) << p.text();
   return out.get();
 }
 
@@ -59,15 +62,19 @@ TEST(GpuGroupedGemmFp8, EveryTileGivesTheSameBits) {
   Random r;
   SCOPED_TRACE(r.note());
   for (const int64_t capacity : {0, 140}) {
-    const GroupedFp8Problem p(r, {0, 1, 129, 0, 17, 64, 128, 3, 0}, capacity, 520, 640, DType::kBF16);
+    const GroupedFp8Problem p(r, {0, 1, 129, 0, 17, 64, 128, 3, 0, 140, 65}, capacity, 520, 640, DType::kBF16);
     const std::vector<uint8_t> want = run(p);
     p.check(r, want, 300);
     for (const int i : {cuda::kGroupedFewTile, cuda::kGroupedManyTile}) {
       for (const int tile_m : {8, 24, 64, 128}) {
         if (tile_m > 64 * cuda::kGemmFp8Tiles[i].warpgroups) continue;
-        for (const int sms : {kSmCount, 3}) {
-          const auto plan = cuda::grouped_gemm_fp8_plan_for({p.m(), p.n, p.k}, p.experts(), i, tile_m, sms);
-          ASSERT_EQ(run(p, &plan) == want, true) << "tile " << i << " of " << tile_m << " rows on " << sms << " SMs";
+        for (const int cluster : {1, 2}) {
+          if (tile_m % (8 * cluster) != 0) continue;
+          for (const int sms : {kSmCount, 3}) {
+            const auto plan = cuda::grouped_gemm_fp8_plan_for({p.m(), p.n, p.k}, p.experts(), i, tile_m, cluster, sms);
+            ASSERT_EQ(run(p, &plan) == want, true)
+                << "tile " << i << " of " << tile_m << " rows, cluster " << cluster << " on " << sms << " SMs";
+          }
         }
       }
     }

@@ -63,10 +63,11 @@ GemmFp8Params params_of(const Args& a, const GemmFp8Plan& plan, int64_t out_stri
   p.k_stages = ceil_div(p.k_blocks, plan.tile().slices);
   p.n_tiles = plan.n_tiles;
   p.cluster_m = plan.cluster_m;
+  p.cluster_n = plan.cluster_n;
   p.stages = plan.stages;
   p.tile_m = plan.tile_m;
   p.scale_rows = plan.scale_rows;
-  p.x_load = static_cast<int>(std::min<int64_t>(a.m, plan.tile_m));
+  p.x_load = plan.cluster_n > 1 ? plan.tile_m : static_cast<int>(std::min<int64_t>(a.m, plan.tile_m));
   p.out_type = out_type(a.out_type);
   const int64_t element = a.out_type == DType::kF32 ? 4 : 2;
   const auto out = reinterpret_cast<uintptr_t>(a.out);
@@ -84,7 +85,7 @@ GemmFp8Maps maps_of(const Args& a, const GemmFp8Plan& plan, int x_load, int64_t 
   const int64_t row_bytes = fp8_row_bytes(a.k);
   const int share = tile.tile_n / plan.cluster_m;
   GemmFp8Maps maps = {};
-  maps.x = blocks_map(a.x, a.m, row_bytes, x_load, x_load == plan.tile_m ? tile.slices : 1);
+  maps.x = blocks_map(a.x, a.m, row_bytes, x_load / plan.cluster_n, x_load == plan.tile_m ? tile.slices : 1);
   maps.w = tile.permuted ? permuted_map(a.w, w_rows, row_bytes, share)
                          : blocks_map(a.w, w_rows, row_bytes, share, plan.cluster_m == 1 ? tile.slices : 1);
   maps.scale = scales_map(a.x_scale, a.m, a.k, a.x_scale_stride, plan.scale_rows, tile.slices);
@@ -117,10 +118,10 @@ void launch_gemm_fp8(const GemmFp8Args& args, const KernelContext& context) {
 void launch_grouped_gemm_fp8_planned(const GroupedGemmFp8Args& a, const GemmFp8Plan& plan,
                                      const KernelContext& context) {
   GemmFp8Params p = params_of(a, plan, a.n);
-  p.experts = static_cast<int>(a.experts);
+  p.table = {static_cast<int>(a.experts), static_cast<int>(a.capacity), p.m, a.rows};
   p.expert_rows = static_cast<int>(fp8_stored_rows(a.n));
-  p.capacity = static_cast<int>(a.capacity);
-  p.rows = a.rows;
+  p.w_once = plan.tile().warpgroups == 1;
+  p.tickets = context.counters;
   launch_gemm_fp8_grouped(plan, maps_of(a, plan, p.x_load, a.experts * p.expert_rows), p, context.stream);
 }
 

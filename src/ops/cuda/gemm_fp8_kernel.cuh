@@ -18,28 +18,20 @@
 #include "ops/cuda/device_math.h"
 #include "ops/cuda/gemm_fp8_params.h"
 #include "ops/cuda/gemm_fp8_plan.h"
+#include "ops/cuda/grouped_walk.h"
 #include "ops/cuda/hopper/cluster.h"
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/hopper/registers.h"
 #include "ops/cuda/hopper/tma_5d.h"
 #include "ops/cuda/hopper/warp.h"
 #include "ops/cuda/hopper/wgmma_e4m3.h"
+#include "ops/cuda/ring.h"
 
 namespace isobit::cuda {
 
 namespace gemm_fp8_detail {
 
 constexpr uint32_t kBlockRow = 128;  // bytes of a row of one block of K
-
-// The rows of x and out that are an expert's, whatever the device's counts say within out.
-struct ExpertRows {
-  int first, count;
-};
-__device__ inline ExpertRows expert_rows(const GemmFp8Params& p, int expert) {
-  if (p.capacity > 0) return {expert * p.capacity, max(0, min(p.rows[expert], p.capacity))};
-  const int first = max(0, min(p.rows[expert], p.m));
-  return {first, max(0, min(p.rows[expert + 1], p.m) - first)};
-}
 
 // A tile of the output.
 struct Tile {
@@ -49,16 +41,14 @@ struct Tile {
 };
 
 // Tiles in the order in which they are walked. Dense: groups of group_m clusters along M, in a group all of N. Grouped:
-// expert by expert, M before N, so that tiles with the same rows of w are neighbours; tiles_before (in shared memory)
-// has the number of tiles before each expert's first and, at the end, of all. Indices must not descend.
+// as grouped_walk.h has it.
 template <bool kGrouped>
 struct TileWalk {
   const GemmFp8Params& p;
-  const int* tiles_before;
-  int rank;  // in a cluster along M
-  int expert = 0;
+  ExpertWalk experts;
+  int rank;  // in a cluster: along M, grouped along N
 
-  __device__ int count() const { return kGrouped ? tiles_before[p.experts] : p.m_clusters * p.n_tiles; }
+  __device__ int count() const { return kGrouped ? experts.count() : p.m_clusters * p.n_tiles; }
   __device__ Tile at(int index, int tile_n) {
     if constexpr (kGrouped) {
       return grouped(index, tile_n);
@@ -80,42 +70,16 @@ struct TileWalk {
     return t;
   }
   __device__ Tile grouped(int index, int tile_n) {
-    while (index >= tiles_before[expert + 1]) expert++;
-    const int in_expert = index - tiles_before[expert];
-    const ExpertRows rows = expert_rows(p, expert);
-    const int m_tiles = (rows.count + p.tile_m - 1) / p.tile_m;
+    const ExpertTile e = experts.at(index);
     Tile t;
-    t.row = rows.first + in_expert % m_tiles * p.tile_m;
-    t.row_end = rows.first + rows.count;
-    t.column = in_expert / m_tiles * tile_n;
-    t.w_row = expert * p.expert_rows + t.column;
-    t.scale_row = expert * p.n_blocks;
+    t.row = e.row;
+    t.row_end = e.row_end;
+    t.column = (e.n_tile * p.cluster_n + rank) * tile_n;
+    t.w_row = e.expert * p.expert_rows + t.column;
+    t.scale_row = e.expert * p.n_blocks;
     return t;
   }
 };
-
-// Fills tiles_before, by all threads of the CTA; the last word is scratch.
-__device__ inline void count_tiles(const GemmFp8Params& p, int* tiles_before) {
-  const int thread = static_cast<int>(threadIdx.x);
-  for (int e = thread; e < p.experts; e += static_cast<int>(blockDim.x)) {
-    tiles_before[e + 1] = (expert_rows(p, e).count + p.tile_m - 1) / p.tile_m * p.n_tiles;
-  }
-  if (thread == 0) tiles_before[0] = 0;
-  __syncthreads();
-  if (thread >= 32) return;
-  int before = 0;
-  for (int first = 0; first < p.experts; first += 32) {
-    const int e = first + thread;
-    int sum = e < p.experts ? tiles_before[e + 1] : 0;
-#pragma unroll
-    for (int h = 1; h < 32; h *= 2) {
-      const int left = __shfl_up_sync(0xffffffff, sum, h);
-      if (thread >= h) sum += left;
-    }
-    if (e < p.experts) tiles_before[e + 1] = before + sum;
-    before += __shfl_sync(0xffffffff, sum, 31);
-  }
-}
 
 // Columns of a tile that surely share a scale of w: boundaries between blocks of 128 fall between units.
 template <GemmFp8Tile kTile>
@@ -216,11 +180,11 @@ __device__ inline void store_eight(const GemmFp8Params& p, int64_t row, int colu
       make_uint4(pack(half, v[0], v[1]), pack(half, v[2], v[3]), pack(half, v[4], v[5]), pack(half, v[6], v[7]));
 }
 
-// acc as wgmma.h lays it out; row: this thread's first in its tile, the other is 8 below.
-template <GemmFp8Tile kTile>
+// kColumns columns of acc as wgmma.h lays it out, the first of them `column`; row: this thread's first in its tile, the
+// other is 8 below.
+template <GemmFp8Tile kTile, int kColumns = kTile.tile_n>
 __device__ inline void store_tile(const float (&acc)[kTile.tile_n / 2], const GemmFp8Params& p, const Tile& tile,
-                                  int row) {
-  const int column = tile.column;
+                                  int row, int column) {
   const int quad_lane = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -228,7 +192,7 @@ __device__ inline void store_tile(const float (&acc)[kTile.tile_n / 2], const Ge
     if (in_tile >= p.tile_m || r >= tile.row_end) continue;
     if constexpr (kTile.permuted) {
 #pragma unroll
-      for (int g = 0; g < kTile.tile_n / 32; g++) {
+      for (int g = 0; g < kColumns / 32; g++) {
         float v[8];
 #pragma unroll
         for (int q = 0; q < 4; q++) {
@@ -239,7 +203,7 @@ __device__ inline void store_tile(const float (&acc)[kTile.tile_n / 2], const Ge
       }
     } else {
 #pragma unroll
-      for (int q = 0; q < kTile.tile_n / 8; q++) {
+      for (int q = 0; q < kColumns / 8; q++) {
         store_pair(p, r, column + 8 * q + 2 * quad_lane, acc[4 * q + 2 * h], acc[4 * q + 2 * h + 1]);
       }
     }
@@ -292,15 +256,6 @@ __device__ inline void stage_tile(const float (&acc)[kTile.tile_n / 2], const Ge
   }
 }
 
-// Where a thread stands in a ring.
-struct RingPosition {
-  int slot = 0;
-  uint32_t phase = 0;
-  __device__ void step(int stages) {
-    if (++slot == stages) slot = 0, phase ^= 1;
-  }
-};
-
 }  // namespace gemm_fp8_detail
 
 // kIndex: of kGemmFp8Tiles.
@@ -321,9 +276,9 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
   __shared__ uint64_t barriers[2 * kGemmFp8MaxStages];
   constexpr uint32_t kWSlice = kTile.tile_n * kBlockRow, kWStage = kSlices * kWSlice;
   const uint32_t full = uniform(kept_shared_address(barriers)), empty = full + 8 * kGemmFp8MaxStages;
-  // First, of grouped problems, the table of tiles.
-  int* tiles_before = reinterpret_cast<int*>(shared_raw);
-  const uint32_t table = kGrouped ? static_cast<uint32_t>(p.experts + 1) * 4 : 0;
+  // First, of grouped problems, the queue of tiles and their table.
+  int* tiles_before = reinterpret_cast<int*>(shared_raw + TileQueue::kBytes);
+  const uint32_t table = kGrouped ? TileQueue::kBytes + static_cast<uint32_t>(p.table.experts + 1) * 4 : 0;
   const uint32_t x_ring = (uniform(kept_shared_address(shared_raw)) + table + 1023) & ~1023u;
   const uint32_t x_slice = static_cast<uint32_t>(p.tile_m) * kBlockRow, x_stage = kSlices * x_slice;
   const uint32_t w_ring = x_ring + static_cast<uint32_t>(p.stages) * x_stage;
@@ -333,10 +288,12 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int warp = uniform(thread / 32);  // the compiler sees that a warp takes one branch
-  const int rank = p.cluster_m > 1 ? uniform(static_cast<int>(cluster_rank())) : 0;
-  const int first_tile = static_cast<int>(blockIdx.x) / p.cluster_m;
-  const int clusters = static_cast<int>(gridDim.x) / p.cluster_m;
-  TileWalk<kGrouped> walk{p, tiles_before, rank};
+  const int cluster = kGrouped ? p.cluster_n : p.cluster_m;
+  const int rank = cluster > 1 ? uniform(static_cast<int>(cluster_rank())) : 0;
+  const int first_tile = static_cast<int>(blockIdx.x) / cluster;
+  const int clusters = static_cast<int>(gridDim.x) / cluster;
+  TileQueue queue(shared_raw, kGrouped ? p.tickets : nullptr, cluster, clusters);
+  TileWalk<kGrouped> walk{p, {p.table, tiles_before, p.tile_m}, rank};
 
   if (lane == 0 && warp == kWarpgroups * 4) prefetch_tensor_map(&w_map);
   if (lane == 0 && warp == kWarpgroups * 4 + 1) {
@@ -346,15 +303,16 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
   if (thread == 0) {
     for (int s = 0; s < p.stages; s++) {
       mbarrier_init(&barriers[s], 2);  // w's bytes, and those of x and its scales
-      mbarrier_init(&barriers[kGemmFp8MaxStages + s], static_cast<uint32_t>(4 * kWarpgroups * p.cluster_m));
+      mbarrier_init(&barriers[kGemmFp8MaxStages + s], static_cast<uint32_t>(4 * kWarpgroups * cluster));
     }
+    if constexpr (kGrouped) queue.init(4 * kWarpgroups + 2);
     mbarrier_init_fence();
   }
   if constexpr (kGrouped) {
     wait_for_predecessors();  // who counts the experts' rows
-    count_tiles(p, tiles_before);
+    count_tiles(p.table, p.tile_m, p.n_tiles, tiles_before);
   }
-  if (p.cluster_m > 1) {
+  if (cluster > 1) {
     cluster_sync();
   } else {
     __syncthreads();
@@ -370,13 +328,14 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
     at.phase = 1;
     if (role == 0) {
       // w: each CTA of a cluster copies its share of the rows to all of them.
-      const bool once = !kGrouped && p.m <= 64 * kWarpgroups;  // each row of w is asked for by one tile
+      const bool once = kGrouped ? p.w_once : p.m <= 64 * kWarpgroups;  // each row of w is asked for by one tile
       const uint64_t policy = once ? evict_first_policy() : evict_normal_policy();
       const int share = kTile.tile_n / p.cluster_m;
       const auto mask = static_cast<uint16_t>((1 << p.cluster_m) - 1);
-      const uint32_t ring = w_ring + static_cast<uint32_t>(rank * share) * kBlockRow;
-      for (int tile = first_tile; tile < walk.count(); tile += clusters) {
-        const int row = walk.at(tile, kTile.tile_n).w_row + rank * share;
+      const int first_row = kGrouped ? 0 : rank * share;
+      const uint32_t ring = w_ring + static_cast<uint32_t>(first_row) * kBlockRow;
+      for (int tile = first_tile; tile < walk.count(); tile = queue.next(tile)) {
+        const int row = walk.at(tile, kTile.tile_n).w_row + first_row;
         for (int stage = 0; stage < p.k_stages; stage++) {
           const uint32_t bar = full + 8 * at.slot, to = ring + static_cast<uint32_t>(at.slot) * kWStage;
           mbarrier_wait(empty + 8 * at.slot, at.phase);
@@ -400,21 +359,27 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
           }
           __syncwarp();
           at.step(p.stages);
+          if (kGrouped && stage == 0 && rank == 0) queue.publish();
         }
       }
+      if (kGrouped && rank == 0) queue.finish();
     } else if (role == 1) {
       const uint64_t policy = p.m <= 512 ? evict_last_policy() : evict_normal_policy();
       const bool whole = p.x_load == p.tile_m;  // slices lie end to end
       const uint32_t bytes = kSlices * (static_cast<uint32_t>(p.x_load) * kBlockRow + scale_slice);
       wait_for_predecessors();
-      for (int tile = first_tile; tile < walk.count(); tile += clusters) {
+      for (int tile = first_tile; tile < walk.count(); tile = queue.next(tile)) {
         const int row = walk.at(tile, kTile.tile_n).row;
         for (int stage = 0; stage < p.k_stages; stage++) {
           const uint32_t bar = full + 8 * at.slot, to = x_ring + static_cast<uint32_t>(at.slot) * x_stage;
           mbarrier_wait(empty + 8 * at.slot, at.phase);
           if (elect_one()) {
             mbarrier_arrive_expect(bar, bytes);
-            if (whole) {
+            if (kGrouped && cluster > 1) {  // each CTA copies its share of the rows to all
+              const int share = p.tile_m / cluster;
+              tma_load_3d_multicast(to + static_cast<uint32_t>(rank * share) * kBlockRow, &x_map, bar, 0,
+                                    row + rank * share, stage, static_cast<uint16_t>((1 << cluster) - 1), policy);
+            } else if (whole) {
               tma_load_3d(to, &x_map, bar, 0, row, stage * kSlices, policy);
             } else {
 #pragma unroll
@@ -455,11 +420,35 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
 
     // A stage is free once every warp that reads it says so to every CTA that fills it.
     const auto release = [&](int slot) {
-      if (p.cluster_m > 1) {
-        if (lane < p.cluster_m) mbarrier_arrive_remote(empty + 8 * slot, static_cast<uint32_t>(lane));
+      if (cluster > 1) {
+        if (lane < cluster) mbarrier_arrive_remote(empty + 8 * slot, static_cast<uint32_t>(lane));
       } else if (lane == 0) {
         mbarrier_arrive(empty + 8 * slot);
       }
+    };
+    // Where an expert's last tile has at most 64 rows both warpgroups take these, each one part of the columns: half
+    // the tensor work, and one folds while the other multiplies as ever.
+    constexpr bool kHalves = kGrouped && kWarpgroups == 2 && kTile.parts == 2 && kSlices == 1 && kScaleSpan == 1;
+    [[maybe_unused]] const auto half_stage = [&](int stage, int slot, uint32_t scales) {
+      const uint64_t a = k_major_descriptor(x_ring) + static_cast<uint32_t>(slot) * (x_stage >> 4);
+      const uint64_t b =
+          b0 + static_cast<uint32_t>(slot) * (kWStage >> 4) + static_cast<uint32_t>(warpgroup) * (kN * kBlockRow >> 4);
+      auto& to = temp[0][0];
+      pin_registers(to);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; k++) wgmma_e4m3<kN>(to, a + 2 * k, b + 2 * k, k > 0);
+      wgmma_commit();
+      const float w0 = w_scales.at(0, 0, stage), w1 = w_scales.at(kTile.parts - 1, 0, stage);
+      const uint32_t from = scales + static_cast<uint32_t>(slot) * scale_stage;
+      const float s0 = load_shared(from), s1 = load_shared(from + 32);
+      wgmma_wait<0>();
+      pin_registers(to);
+      release(slot);
+      const float w = warpgroup == 0 ? w0 : w1;
+      const float scale[2] = {numerics::fmul(s0, w), numerics::fmul(s1, w)};
+#pragma unroll
+      for (int i = 0; i < kN / 2; i++) acc[i] = numerics::ffma(to[i], scale[i / 2 % 2], acc[i]);
     };
     // Step i of a stage: part i % parts of the slices from i / parts · group on. t: which set of p takes it.
     const auto issue = [&](int t, int i, int slot) {
@@ -539,8 +528,9 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
     if (first_tile < walk.count()) w_scales.ask(p, walk.at(first_tile, kTile.tile_n), 0, lane);
     wait_for_predecessors();  // before the first write
     RingPosition at;
-    for (int tile = first_tile; tile < walk.count(); tile += clusters) {
+    for (int tile = first_tile, after; tile < walk.count(); tile = after) {
       const Tile here = walk.at(tile, kTile.tile_n);
+      after = queue.next(tile);
       const int column = here.column;
       if constexpr (kGrouped) tile_scales = own_scales + static_cast<uint32_t>(here.row % 4) * 4;
       // w's scales of the blocks from `stage` on, at the first stage of each 32 blocks.
@@ -550,13 +540,27 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
         const int chunk = stage * kSlices / 32 + 1;
         if (chunk * 32 < p.k_blocks) {
           w_scales.ask(p, here, chunk, lane);
-        } else if (tile + clusters < walk.count()) {
-          w_scales.ask(p, walk.at(tile + clusters, kTile.tile_n), 0, lane);
+        } else if (after < walk.count()) {
+          w_scales.ask(p, walk.at(after, kTile.tile_n), 0, lane);
         }
       };
 #pragma unroll
       for (int i = 0; i < kTile.tile_n / 2; i++) acc[i] = 0.0f;
 
+      if constexpr (kHalves) {
+        if (here.row_end - here.row <= 64) {
+          const int half_row = warp % 4 * 16 + lane / 4;
+          const uint32_t half_scales = scale_ring + static_cast<uint32_t>(half_row + here.row % 4) * 4;
+          for (int stage = 0; stage < p.k_stages; stage++) {
+            next_scales(stage);
+            mbarrier_wait(full + 8 * at.slot, at.phase);
+            half_stage(stage, at.slot, half_scales);
+            at.step(p.stages);
+          }
+          store_tile<kTile, kN>(acc, p, here, half_row, column + warpgroup * kN);
+          continue;
+        }
+      }
       if constexpr (kTemps == 1) {
         for (int stage = 0; stage < p.k_stages; stage++) {
           next_scales(stage);
@@ -617,12 +621,12 @@ __global__ void __launch_bounds__(kGemmFp8Tiles[kIndex].threads(), 1)
           continue;
         }
       }
-      store_tile<kTile>(acc, p, here, row);
+      store_tile<kTile>(acc, p, here, row, column);
     }
     if (p.staged) tma_store_wait<0>();
   }
   // No CTA leaves while another may still write into its shared memory or signal its barriers.
-  if (p.cluster_m > 1) cluster_sync();
+  if (cluster > 1) cluster_sync();
 }
 
 }  // namespace isobit::cuda

@@ -14,7 +14,7 @@ void launch_gemm_fp8_tile(const GemmFp8Plan& plan, const GemmFp8Maps& maps, cons
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.ctas));
   shape.block = dim3(static_cast<unsigned>(kGemmFp8Tiles[kIndex].threads()));
-  shape.cluster = dim3(static_cast<unsigned>(plan.cluster_m));
+  shape.cluster = dim3(static_cast<unsigned>(plan.cluster_m * plan.cluster_n));
   shape.shared_bytes = static_cast<size_t>(plan.shared_bytes);
   launch("gemm_fp8", kernel, shape, stream, maps.x, maps.w, maps.scale, maps.out, params);
 }

@@ -2,6 +2,8 @@
 // What the FP8 GEMM's kernel is told, beside its tensor maps.
 #include <cstdint>
 
+#include "ops/cuda/expert_table.h"
+
 namespace isobit::cuda {
 
 enum class GemmFp8Out : int { kBF16, kF16, kF32 };
@@ -22,11 +24,13 @@ struct GemmFp8Params {
   int64_t out_stride = 0;           // elements
   const float* bias = nullptr;      // [columns] or null
   const float* w_scale = nullptr;   // [n_blocks, k_blocks], of each expert
-  // Grouped: `experts` matrices of expert_rows stored rows each. Rows of x and out: rows[e] to rows[e + 1], or, where
-  // capacity is not 0, rows[e] of them from e · capacity on.
-  int experts = 0, expert_rows = 0, capacity = 0;
-  const int32_t* rows = nullptr;
+  // Grouped: matrices of expert_rows stored rows each.
+  ExpertTable table;
+  int expert_rows = 0;
   void* out = nullptr;
+  int cluster_n = 1;            // grouped: CTAs along N that share x's tile; n_tiles is then of clusters
+  bool w_once = false;          // each row of w is asked for by one tile
+  uint32_t* tickets = nullptr;  // KernelContext::counters
 };
 
 }  // namespace isobit::cuda

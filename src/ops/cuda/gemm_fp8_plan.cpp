@@ -183,18 +183,19 @@ GemmFp8ThinPlan gemm_fp8_thin_plan(const GemmFp8Shape& s, int sm_count) {
   return {};
 }
 
-GemmFp8Plan grouped_gemm_fp8_plan_for(const GemmFp8Shape& s, int64_t experts, int tile_index, int tile_m,
+GemmFp8Plan grouped_gemm_fp8_plan_for(const GemmFp8Shape& s, int64_t experts, int tile_index, int tile_m, int cluster_n,
                                       int sm_count) {
   GemmFp8Plan p;
   p.tile_index = tile_index;
   p.tile_m = tile_m;
   p.scale_rows = tile_m + 4;
-  p.n_tiles = static_cast<int>(ceil_div(s.n, p.tile().tile_n));
-  const int table = static_cast<int>(round_up((experts + 1) * 4, 1024));  // tiles before each expert
+  p.cluster_n = cluster_n;
+  p.n_tiles = static_cast<int>(ceil_div(s.n, p.tile().tile_n * cluster_n));
+  const int table = static_cast<int>(round_up(128 + (experts + 1) * 4, 1024));  // queue, tiles before each expert
   const int stage_bytes = gemm_fp8_stage_bytes(p.tile(), tile_m, p.scale_rows), spare = 1024 + 512 + table;
   p.stages = std::clamp((kSharedWhole - spare) / stage_bytes, 2, kGemmFp8MaxStages);
   p.shared_bytes = p.stages * stage_bytes + spare;
-  p.ctas = sm_count;
+  p.ctas = sm_count / cluster_n * cluster_n;
   return p;
 }
 
@@ -205,7 +206,7 @@ GemmFp8Plan grouped_gemm_fp8_plan(const GemmFp8Shape& s, int64_t experts, int64_
   const bool few = expected_m <= 48;
   const int64_t rows = few ? std::clamp<int64_t>(round_up(expected_m + expected_m / 2 + 4, 8), 8, 64) : 128;
   return grouped_gemm_fp8_plan_for(s, experts, few ? kGroupedFewTile : kGroupedManyTile, static_cast<int>(rows),
-                                   sm_count);
+                                   few ? 1 : 2, sm_count);
 }
 
 }  // namespace isobit::cuda

@@ -38,11 +38,12 @@ struct GemmFp8Plan {
   int cluster_m = 1;    // CTAs along M that share w's tile
   bool staged = false;  // outputs leave through shared memory, while the next tile is computed
   int stages = 0;
-  int m_tiles = 0, n_tiles = 0;  // in CTAs, not rounded to clusters
+  int m_tiles = 0, n_tiles = 0;  // in CTAs, not rounded to clusters (grouped: n_tiles in clusters)
   int group_m = 1;               // clusters along M that walk w together, so that the L2 holds what they share
   int ctas = 0;
   int shared_bytes = 0;
   double estimated_us = 0;
+  int cluster_n = 1;  // grouped: CTAs along N that share x's tile
 
   const GemmFp8Tile& tile() const { return kGemmFp8Tiles[tile_index]; }
   int64_t cluster_tiles() const {
@@ -86,8 +87,9 @@ GemmFp8ThinPlan gemm_fp8_thin_plan(const GemmFp8Shape& shape, int sm_count);
 // Grouped: `shape` is of all experts' rows together and of one expert's matrix; expected_m: rows that an expert is
 // likely to have. How many tiles there are is known on the device alone, so there is a CTA for each SM.
 constexpr int kGroupedFewTile = 5, kGroupedManyTile = 8;  // the tiles that have a grouped kernel
+// cluster_n: 1, or 2 where tile_m is a multiple of 16 and the tile takes one slice of K a stage.
 GemmFp8Plan grouped_gemm_fp8_plan_for(const GemmFp8Shape& shape, int64_t experts, int tile_index, int tile_m,
-                                      int sm_count);
+                                      int cluster_n, int sm_count);
 GemmFp8Plan grouped_gemm_fp8_plan(const GemmFp8Shape& shape, int64_t experts, int64_t expected_m, int sm_count);
 
 }  // namespace isobit::cuda

@@ -14,6 +14,7 @@
 #include "ops/cuda/hopper/warp.h"
 #include "ops/cuda/hopper/wgmma_e4m3.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/ring.h"
 
 namespace isobit::cuda {
 namespace {
@@ -121,17 +122,18 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   if (warp == kMakers / 32) {
     const uint64_t policy = evict_first_policy();
-    int slot = 0;
-    uint32_t phase = 1;
+    RingPosition at;
+    at.phase = 1;
     for (int tile = first_tile; tile < p.tiles; tile += clusters) {
       for (int stage = 0; stage < k_stages; stage++) {
-        mbarrier_wait(&empty[slot], phase);
+        mbarrier_wait(&empty[at.slot], at.phase);
         if (elect_one()) {
-          mbarrier_arrive_expect(&full[slot], kWStage);
-          tma_load_3d(ring + slot * kWStage, &w_map, &full[slot], 0, tile * 64, share.first + stage * kSlices, policy);
+          mbarrier_arrive_expect(&full[at.slot], kWStage);
+          tma_load_3d(ring + at.slot * kWStage, &w_map, &full[at.slot], 0, tile * 64, share.first + stage * kSlices,
+                      policy);
         }
         __syncwarp();
-        if (++slot == p.stages) slot = 0, phase ^= 1;
+        at.step(p.stages);
       }
     }
     return;
@@ -160,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, 2)
                            static_cast<uint32_t>(r / rows));
       }
     }
-    int slot = 0, set = 0;
-    uint32_t phase = 0;
+    RingPosition next;
+    int set = 0;
     for (int tile = first_tile; tile < p.tiles; tile += clusters, set ^= 1) {
       const float next_scale = w_scale(tile + clusters);
       const float* w_set = w_scales + set * p.rank_blocks;
@@ -205,9 +207,9 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       };
       const auto arrive = [&] {  // waits for the next stage
-        const int at = slot;
-        mbarrier_wait(&full[at], phase);
-        if (++slot == p.stages) slot = 0, phase ^= 1;
+        const int at = next.slot;
+        mbarrier_wait(&full[at], next.phase);
+        next.step(p.stages);
         return at;
       };
       const auto finish = [&](float(&d)[kSlices][4], int stage, int at) {
