@@ -155,7 +155,7 @@ std::vector<Verifier::Answer> Verifier::answers(const std::vector<VerifyPrompt>&
       if (!sampled || (!brief && length(i) <= longest)) all.push_back({i, sampled});
     }
   }
-  std::ranges::sort(all, {}, [](const Answer& a) { return std::pair(a.sampled, a.prompt); });
+  std::sort(all.begin(), all.end());
   return all;
 }
 

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "engine/engine.h"
@@ -89,7 +90,9 @@ class Verifier {
   struct Answer {
     size_t prompt = 0;
     bool sampled = false;
-    auto operator<=>(const Answer&) const = default;
+    bool operator<(const Answer& other) const {
+      return std::tie(sampled, prompt) < std::tie(other.sampled, other.prompt);
+    }
   };
 
   std::vector<Answer> answers(const std::vector<VerifyPrompt>& prompts, bool brief) const;
