@@ -1,8 +1,10 @@
 #include "ops/cuda/attention_plan.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "numerics/contract.h"
+#include "ops/cuda/attention_order.h"
 
 namespace isobit::cuda {
 namespace {
@@ -47,6 +49,42 @@ bool plan_decode(const AttentionArgs& a, const AttentionResources& resources, At
   return true;
 }
 
+// The longest time of a cluster, in that of a block of keys, where every request has the most tokens and keys.
+int64_t longest_time(const AttentionArgs& a, const AttentionPlan& plan, int clusters, int together) {
+  constexpr int kTileTime = 2;  // of a tile beside its blocks, measured at head_dim 256
+  const int64_t group = a.q_heads / a.cache.kv_heads, block = numerics::attention_block(a.cache.head_dim),
+                tokens = kAttentionPrefillCluster * (64 * plan.warpgroups / group), tiles = plan.tiles / a.requests;
+  const TileOrder order(static_cast<int>(plan.tiles), a.cache.kv_heads, a.requests, together, clusters);
+  std::vector<int64_t> of_tile(static_cast<size_t>(tiles)), of_cluster(static_cast<size_t>(clusters));
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    const int64_t first = a.max_kv - a.max_query + tile * tokens, end = std::min<int64_t>(first + tokens, a.max_kv);
+    const int64_t begin = a.window > 0 ? std::max<int64_t>(0, first - a.window + 1) : 0;
+    of_tile[static_cast<size_t>(tile)] = ceil_div(end, block) - begin / block + kTileTime;
+  }
+  for (int round = 0; round < order.rounds(); round++) {
+    for (int cluster = 0; cluster < clusters; cluster++) {
+      const int turn = order.turn(round, cluster);
+      if (turn < 0) continue;
+      of_cluster[static_cast<size_t>(cluster)] += of_tile[static_cast<uint32_t>(order.tile(turn)) % of_tile.size()];
+    }
+  }
+  return *std::max_element(of_cluster.begin(), of_cluster.end());
+}
+
+// Sorting requests' tiles together balances the clusters where their turns would keep step with a request's tiles (16 ×
+// 1024 at head_dim 256: 72 blocks for 104), but their keys are then all read at once.
+int requests_together(const AttentionArgs& a, const AttentionPlan& plan, int sm_count) {
+  constexpr int64_t kL2Bytes = 20 << 20;  // leaves room for what else goes through it
+  constexpr int64_t kMostTurns = 1024;    // with more, what is gained is little, and to work it out takes longer
+  if (!alike(a) || plan.split || a.requests == 1 || plan.tiles * a.cache.kv_heads > kMostTurns) return 1;
+  const int64_t each = int64_t{4} * a.max_kv * a.cache.kv_heads * a.cache.head_dim;
+  int together = 1;
+  while (together < a.requests && 2 * together * each <= kL2Bytes) together *= 2;
+  const int clusters =
+      static_cast<int>(std::min<int64_t>(plan.tiles * a.cache.kv_heads, sm_count / kAttentionPrefillCluster));
+  return longest_time(a, plan, clusters, together) < longest_time(a, plan, clusters, 1) ? together : 1;
+}
+
 bool plan_prefill(const AttentionArgs& a, const AttentionResources& resources, AttentionPlan& plan) {
   const int d = a.cache.head_dim;
   const int64_t group = a.q_heads / a.cache.kv_heads;
@@ -67,6 +105,7 @@ bool plan_prefill(const AttentionArgs& a, const AttentionResources& resources, A
     plan.tiles = tiles(1);
   }
   if (d > 128 && supers > 1 && resources.sm_count * tile_bytes > resources.workspace_bytes) return false;
+  plan.together = requests_together(a, plan, resources.sm_count);
   plan.prefill = true;
   return true;
 }

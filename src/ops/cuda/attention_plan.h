@@ -26,6 +26,7 @@ struct AttentionPlan {
   int warpgroups = 2;
   int64_t tiles = 0;
   bool split = false;
+  int together = 1;  // TileOrder's (attention_order.h)
 };
 
 // What the plan may use.

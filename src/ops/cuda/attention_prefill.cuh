@@ -25,6 +25,7 @@ struct PrefillParams {
   int box_rows;
   int cta_tokens;  // tokens of a CTA's part of a tile: its rows / heads of a KV head
   int min_rows;    // requests with fewer rows are another kernel's
+  int together;    // requests whose tiles are sorted together; 1: none (attention_order.h has the order for the host)
   float* folded;   // [CTAs, rows, head_dim], where shared memory has no room for it
   // Split: a tile's super-blocks are units of their own, and attention_fold puts them together.
   bool split;
@@ -114,15 +115,44 @@ __device__ inline void count_tiles(const PrefillParams& params, int group, int32
   }
 }
 
-// The order of work: a CTA's turn `round` of `ctas` CTAs.
-__device__ inline int tile_of_turn(int round, int cta, int ctas) {
-  return round * ctas + ((round & 1) != 0 ? ctas - 1 - cta : cta);
+// The order of work: which of `total` turns cluster `own` has in a round, -1 for none. A group of requests takes whole
+// rounds, to and fro, so that the short tiles of its last one go to who had the long ones.
+class Rounds {
+ public:
+  __device__ Rounds(const PrefillParams& params, int total)
+      : total_(total),
+        group_turns_(params.together == 1 ? total : total / params.args.requests * params.together),
+        group_rounds_(max(1, (group_turns_ + clusters() - 1) / clusters())) {}
+
+  __device__ int count() const { return total_ == 0 ? 0 : (total_ + group_turns_ - 1) / group_turns_ * group_rounds_; }
+  __device__ int turn(int round) const {
+    const int group = round / group_rounds_, in_group = round % group_rounds_;
+    const int own = static_cast<int>(blockIdx.x) / kCluster;
+    const int place = ((group + in_group) & 1) != 0 ? clusters() - 1 - own : own;
+    const int turn = in_group * clusters() + place, turns = min(group_turns_, total_ - group * group_turns_);
+    return turn < turns ? group * group_turns_ + turn : -1;
+  }
+
+ private:
+  static __device__ int clusters() { return static_cast<int>(gridDim.x) / kCluster; }
+  const int total_, group_turns_, group_rounds_;
+};
+
+// The n-th of a KV head's `total` tiles, counted request by request. Within a request the last tiles have the most keys
+// and come first. Requests of as many tiles each are sorted in groups: else a CTA whose turns keep step with a
+// request's tiles would get long ones again and again.
+__device__ inline int tile_in_order(const PrefillParams& params, int total, int n) {
+  if (params.together == 1) return total - 1 - n;
+  const int tiles = total / params.args.requests, group = n / (params.together * tiles);
+  const int first = group * params.together, members = min(params.together, params.args.requests - first);
+  const int rest = n - first * tiles;
+  return (first + rest % members) * tiles + tiles - 1 - rest / members;
 }
 
 __device__ inline Tile find_tile(const PrefillParams& params, int group, const int32_t* tile_start, int turn,
                                  int rank) {
   const AttentionArgs& a = params.args;
-  const int index = tile_start[a.requests] - 1 - turn / a.cache.kv_heads;  // last tiles have the most keys
+  const int index = tile_in_order(params, tile_start[a.requests], turn / a.cache.kv_heads);
   int low = 0, high = a.requests;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -180,11 +210,10 @@ __device__ inline void produce(Shared<C>& s, const PrefillParams& params, int gr
   const uint64_t keep = hopper::evict_last_policy(), once = hopper::evict_first_policy();
   Slot k_slot, v_slot;
   uint32_t q_phase = 0;
-  const int ctas = static_cast<int>(gridDim.x) / kCluster, cta = static_cast<int>(blockIdx.x) / kCluster;
-  for (int round = 0;; round++) {
-    const int turn = tile_of_turn(round, cta, ctas);
-    if (round * ctas >= total) break;
-    if (turn >= total) continue;
+  const Rounds rounds(params, total);
+  for (int round = 0; round < rounds.count(); round++) {
+    const int turn = rounds.turn(round);
+    if (turn < 0) continue;
     const Tile t = find_tile(params, group, s.tile_start, turn, rank);
     // The consumers are done with the tile before last, too.
     hopper::mbarrier_wait(&s.q_empty, q_phase ^ 1);
@@ -300,11 +329,10 @@ class Consumer {
   }
 
   __device__ void run(int total) {
-    const int ctas = static_cast<int>(gridDim.x) / kCluster, cta = static_cast<int>(blockIdx.x) / kCluster;
+    const Rounds rounds(params_, total);
     if (C::kWgs > 1 && wg_ == C::kWgs - 1) hopper::named_barrier_arrive(kTurnBarrier, 256);
-    for (int round = 0; round * ctas < total; round++) {
-      const int turn = tile_of_turn(round, cta, ctas);
-      if (turn >= total) continue;
+    for (int round = 0; round < rounds.count(); round++) {
+      if (rounds.turn(round) < 0) continue;
       hopper::mbarrier_wait(&s_.q_full, q_phase_);
       const Tile& t = s_.tile[q_phase_];
       q_phase_ ^= 1;
@@ -851,6 +879,7 @@ void launch_config(const AttentionArgs& args, const AttentionPlan& plan, const K
   params.score = score_scale(args);
   params.box_rows = std::min(page_rows, C::kBlock / kCluster);
   params.cta_tokens = C::kRows / group;
+  params.together = plan.together;
   params.min_rows = plan.decode ? kAttentionDecodeRows + 1 : 0;
   params.folded = static_cast<float*>(context.workspace);
   params.split = plan.split;
