@@ -451,7 +451,9 @@ class Consumer {
       Phase phase = first_phase<C>(unit, rank_, ranks_);
       place_in_cluster(unit, phase);
       begin(unit);
-      for (; has_keys(phase); phase = phase_after<C>(unit, phase)) {
+      for (bool again = false; has_keys(phase); phase = phase_after<C>(unit, phase), again = true) {
+        // Scores go where slower warps may still read the last phase's probabilities.
+        if (again) consumers_sync<C>();
         scores(phase);
         consumers_sync<C>();
         block_maxima(phase);

@@ -16,10 +16,6 @@ void launch_gemm_tile(const GemmPlan& plan, const GemmMaps& maps, const GemmPara
   shape.block = dim3(gemm_threads(kWarpgroups));
   shape.cluster = dim3(static_cast<unsigned>(plan.cluster_m * plan.cluster_n));
   shape.shared_bytes = static_cast<size_t>(plan.shared_bytes);
-  // Of more rows it may not stand ready beside the kernels before it: whole steps of 24 to 64 rows then gave NaN now
-  // and then (a fifth of the steps of 32 rows on llama-1b), each operator alone never. docs/operators.md has what is
-  // known.
-  shape.programmatic = plan.few_rows;
   launch("gemm", kernel, shape, stream, maps.x, maps.w, maps.out, params);
 }
 
