@@ -414,8 +414,7 @@ StepShape Engine::shape_of(const std::vector<Part>& parts) const {
 bool Engine::must_land_at_once(const std::vector<Part>& parts) const {
   return !*options_.ahead || std::ranges::any_of(parts, [&](const Part& p) {
     const Sequence& s = *p.sequence;
-    return p.drafts > 0 || s.mask || s.is_observed() || s.request.digest_logits ||
-           (drafting_ && s.request.speculate);
+    return p.drafts > 0 || s.mask || s.is_observed() || s.request.digest_logits || (drafting_ && s.request.speculate);
   });
 }
 

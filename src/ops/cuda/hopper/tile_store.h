@@ -17,8 +17,8 @@ __device__ inline void store_matrices(uint32_t to, uint32_t m0, uint32_t m1, uin
 
 // tma.h's, from an address in shared memory.
 __device__ inline void tma_store_2d(const CUtensorMap* map, uint32_t from, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-               "r"(from), "r"(x), "r"(y)
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(from),
+               "r"(x), "r"(y)
                : "memory");
 }
 
