@@ -4,14 +4,12 @@
 #include "base/error.h"
 #include "ops/cpu/moe.h"
 #include "ops/cpu/simd_target.h"
-#include "ops/grouped_fp8_problem.h"
 #include "ops/moe_problem.h"
 
 namespace isobit::cpu {
 namespace {
 
 using isobit::testing::CombineProblem;
-using isobit::testing::GroupedFp8Problem;
 using isobit::testing::GroupedProblem;
 using isobit::testing::Random;
 
@@ -31,7 +29,7 @@ TEST(CpuGroupedGemm, FollowsTheRule) {
   ThreadPool pool(2);
   for (int i = 0; i < 12; i++) {
     SCOPED_TRACE(r.note());
-    const std::vector<int32_t> counts = GroupedFp8Problem::draw_counts(r, 1 + r.below(7), 9);
+    const std::vector<int32_t> counts = GroupedProblem::draw_counts(r, 1 + r.below(7), 9);
     const GroupedProblem p(r, counts, i % 2 == 0 ? 0 : 9 + r.below(4), 1 + r.below(200), 8 * (1 + r.below(40)),
                            i % 3 == 0 ? DType::kF16 : DType::kBF16, i % 4 < 2);
     if (p.m() > 0) p.check(r, run(pool, p), 60);

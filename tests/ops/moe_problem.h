@@ -9,6 +9,7 @@
 #include "numerics/gemm.h"
 #include "numerics/moe.h"
 #include "numerics/testing.h"
+#include "ops/grouped_rows.h"
 #include "ops/moe.h"
 
 namespace isobit::testing {
@@ -28,85 +29,35 @@ inline std::vector<uint16_t> draw_halves(Random& r, int64_t count, DType t, int 
   return v;
 }
 
-struct GroupedProblem {
-  std::vector<int32_t> counts;  // rows of each expert
-  int64_t capacity = 0;         // 0: contiguous
-  int64_t n = 0, k = 0;
-  DType type = DType::kBF16, out_type = DType::kBF16;
+struct GroupedProblem : GroupedRows {
+  DType type = DType::kBF16;
   std::vector<uint16_t> x, w;
-  std::vector<int32_t> rows;  // as the operator reads them
 
   GroupedProblem(Random& r, std::vector<int32_t> counts_, int64_t capacity_, int64_t n_, int64_t k_, DType type_,
                  bool wide)
-      : counts(std::move(counts_)),
-        capacity(capacity_),
-        n(n_),
-        k(k_),
-        type(type_),
-        out_type(wide ? DType::kF32 : type_) {
-    int32_t sum = 0;
-    if (capacity == 0) rows.push_back(0);
-    for (const int32_t c : counts) rows.push_back(capacity == 0 ? sum += c : c);
+      : GroupedRows(std::move(counts_), capacity_, n_, k_, wide ? DType::kF32 : type_), type(type_) {
     x = draw_halves(r, m() * k, type, 5000);
     w = draw_halves(r, experts() * n * k, type, 100000);
   }
 
-  int64_t experts() const { return static_cast<int64_t>(counts.size()); }
-  int64_t m() const {
-    if (capacity > 0) return experts() * capacity;
-    int64_t sum = 0;
-    for (const int32_t c : counts) sum += c;
-    return sum;
-  }
-  int64_t first_row(int64_t e) const { return capacity > 0 ? e * capacity : rows[static_cast<size_t>(e)]; }
-  size_t element() const { return dtype_info(out_type).block_bytes; }
-  size_t out_bytes() const { return static_cast<size_t>(m() * n) * element(); }
-  std::string text() const {
+  std::string text() const override {
     return fmt::format("experts {} rows {} capacity {} n {} k {} type {} out {}", experts(), fmt::join(counts, ","),
                        capacity, n, k, dtype_info(type).name, dtype_info(out_type).name);
   }
   // The arguments but for addresses.
   GroupedGemmArgs args() const {
-    GroupedGemmArgs a;
-    a.m = m();
-    a.experts = experts();
-    a.n = n;
-    a.k = k;
-    a.capacity = capacity;
+    auto a = shape<GroupedGemmArgs>();
     a.type = type;
-    a.out_type = out_type;
     return a;
   }
 
   // The bits of output (i, j), i being expert e's, by rule N7.
-  uint32_t expected(int64_t e, int64_t i, int64_t j) const {
+  uint32_t expected(int64_t e, int64_t i, int64_t j) const override {
     const uint16_t *row = &x[static_cast<size_t>(i * k)], *matrix = &w[static_cast<size_t>((e * n + j) * k)];
     const int64_t chunk = numerics::gemm_chunk_k(n, k);
     const float v = type == DType::kBF16 ? numerics::gemm_dot<numerics::Operand::kBF16>(row, matrix, k, chunk)
                                          : numerics::gemm_dot<numerics::Operand::kF16>(row, matrix, k, chunk);
     return out_type == DType::kF32 ? numerics::bits(numerics::canonical(v)) : narrow_half(v, type);
-  }
-
-  // Compares up to `samples` outputs of each expert with the rule, and that the rows of no expert are still 0xcd.
-  void check(Random& r, const std::vector<uint8_t>& out, int64_t samples) const {
-    std::vector<bool> owned(static_cast<size_t>(m()), false);
-    for (int64_t e = 0; e < experts(); e++) {
-      const int64_t count = counts[static_cast<size_t>(e)], total = count * n;
-      for (int64_t i = 0; i < count; i++) owned[static_cast<size_t>(first_row(e) + i)] = true;
-      for (int64_t s = 0; s < std::min(samples, total); s++) {
-        const int64_t at = total <= samples ? s : s == 0 ? total - 1 : r.range(0, total - 1);
-        const int64_t i = first_row(e) + at / n, j = at % n;
-        uint32_t got = 0;
-        std::memcpy(&got, &out[static_cast<size_t>(i * n + j) * element()], element());
-        ASSERT_EQ(got, expected(e, i, j)) << "expert " << e << " row " << i << " column " << j << "; " << text();
-      }
-    }
-    const size_t row_bytes = static_cast<size_t>(n) * element();
-    for (int64_t i = 0; i < m(); i++) {
-      if (owned[static_cast<size_t>(i)]) continue;
-      for (size_t b = 0; b < row_bytes; b++)
-        ASSERT_EQ(out[static_cast<size_t>(i) * row_bytes + b], 0xcd) << "row " << i;
-    }
   }
 };
 

@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include "ops/cuda/device.h"
-#include "ops/grouped_fp8_problem.h"
 #include "ops/moe_problem.h"
 #include "ops_cuda/gpu_memory.h"
 
@@ -13,7 +12,6 @@ namespace isobit {
 namespace {
 
 using testing::CombineProblem;
-using testing::GroupedFp8Problem;
 using testing::GroupedProblem;
 using testing::Random;
 
@@ -50,7 +48,7 @@ TEST(GpuGroupedGemm, FollowsTheRule) {
   for (int i = 0; i < 40; i++) {
     SCOPED_TRACE(r.note());
     const int most = i % 3 == 0 ? 10 : 300;
-    const std::vector<int32_t> counts = GroupedFp8Problem::draw_counts(r, 1 + r.below(i % 5 == 0 ? 70 : 9), most);
+    const std::vector<int32_t> counts = GroupedProblem::draw_counts(r, 1 + r.below(i % 5 == 0 ? 70 : 9), most);
     const GroupedProblem p(r, counts, i % 2 == 0 ? 0 : most + r.below(60), 1 + r.below(600), 8 * (1 + r.below(60)),
                            i % 3 == 0 ? DType::kF16 : DType::kBF16, i % 4 < 2);
     if (p.m() > 0) p.check(r, run(p), 100);

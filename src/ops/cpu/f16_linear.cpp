@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/error.h"
 #include "numerics/convert.h"
 #include "numerics/dequantize.h"
 
@@ -56,15 +55,7 @@ void F16Linear::row(int64_t r, uint16_t* out) const {
 
 std::unique_ptr<F16Linear> load_f16(ThreadPool& pool, std::span<const WeightPart> parts, LinearForm form,
                                     WeightArena& arena) {
-  require(!parts.empty(), "load_linear: no parts");
-  require(form == LinearForm::kStacked || (parts.size() == 2 && parts[0].rows == parts[1].rows),
-          "load_linear: a gated pair needs two parts of equal rows");
-  int64_t n = 0;
-  const int64_t k = parts[0].cols;
-  for (const WeightPart& p : parts) {
-    require(p.cols == k, "load_linear: parts of {} and {} columns; they must be equal", k, p.cols);
-    n += p.rows;
-  }
+  const int64_t n = check_parts(parts, form), k = parts[0].cols;
   auto w = std::make_unique<F16Linear>(n, k, form);
   for (int64_t begin = 0; begin < n; begin += w->outputs()) {
     for (int64_t r = 0; r < w->outputs(); r += kPanel) {

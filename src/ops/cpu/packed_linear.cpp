@@ -349,8 +349,7 @@ class Packer {
   std::vector<Place> part_of_;
 };
 
-std::unique_ptr<PackedLinear> pack_linear(ThreadPool& pool, std::span<const WeightPart> parts, LinearForm form,
-                                          Storage storage, WeightArena& arena) {
+int64_t check_parts(std::span<const WeightPart> parts, LinearForm form) {
   require(!parts.empty(), "load_linear: no parts");
   require(form == LinearForm::kStacked || (parts.size() == 2 && parts[0].rows == parts[1].rows),
           "load_linear: a gated pair needs two parts of equal rows");
@@ -364,7 +363,13 @@ std::unique_ptr<PackedLinear> pack_linear(ThreadPool& pool, std::span<const Weig
             block);
     n += p.rows;
   }
-  auto linear = std::make_unique<PackedLinear>(n, k, form);
+  return n;
+}
+
+std::unique_ptr<PackedLinear> pack_linear(ThreadPool& pool, std::span<const WeightPart> parts, LinearForm form,
+                                          Storage storage, WeightArena& arena) {
+  const int64_t n = check_parts(parts, form);
+  auto linear = std::make_unique<PackedLinear>(n, parts[0].cols, form);
   Packer(pool, parts, storage, arena, *linear).run();
   return linear;
 }

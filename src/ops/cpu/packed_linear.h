@@ -92,6 +92,9 @@ class PackedLinear final : public Linear {
   std::vector<std::vector<uint16_t>> spills_;  // by panel
 };
 
+// Rows of all parts. Throws Error unless they are what Backend::load_linear takes.
+int64_t check_parts(std::span<const WeightPart> parts, LinearForm form);
+
 // bf16 weights of a GGUF or plain matrix. Parts as for Backend::load_linear. The parts' bytes are not needed
 // afterwards.
 std::unique_ptr<PackedLinear> pack_linear(ThreadPool& pool, std::span<const WeightPart> parts, LinearForm form,

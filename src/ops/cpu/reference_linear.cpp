@@ -1,22 +1,14 @@
 #include "ops/cpu/reference_linear.h"
 
-#include "base/error.h"
 #include "numerics/activation.h"
 #include "numerics/dequantize.h"
 #include "numerics/gemm.h"
+#include "ops/cpu/packed_linear.h"
 
 namespace isobit::cpu {
 
 std::unique_ptr<Linear> load_reference(std::span<const WeightPart> parts, LinearForm form, DType type) {
-  require(!parts.empty(), "load_linear: no parts");
-  require(form == LinearForm::kStacked || (parts.size() == 2 && parts[0].rows == parts[1].rows),
-          "load_linear: a gated pair needs two parts of equal rows");
-  int64_t n = 0;
-  const int64_t k = parts[0].cols;
-  for (const WeightPart& p : parts) {
-    require(p.cols == k, "load_linear: parts of {} and {} columns; they must be equal", k, p.cols);
-    n += p.rows;
-  }
+  const int64_t n = check_parts(parts, form), k = parts[0].cols;
   std::vector<uint16_t> data(static_cast<size_t>(n * k));
   uint16_t* to = data.data();
   std::vector<float> wide(static_cast<size_t>(k));
