@@ -13,6 +13,7 @@ namespace isobit::numerics {
 struct AttentionScale {
   float scale = 1.0f;     // of the score, e.g. 1/√head_dim
   float soft_cap = 0.0f;  // 0: none; else scores become cap·tanh(score/cap)
+  float value = 1.0f;     // of the values (N21)
 
   // Without a cap the dot product itself is the score and `factor` = scale·log2 e takes it to powers of two. With one
   // the capped score is already in powers of two and the factor is 1.
@@ -21,6 +22,8 @@ struct AttentionScale {
     if (soft_cap <= 0.0f) return dot;
     return fmul(fmul(soft_cap, kLog2E), tanh(fmul(dot, fdiv(scale, soft_cap))));
   }
+  // What takes a sum over values of mass l to the output.
+  ISOBIT_HD float inverse(float l) const { return fdiv(value, l); }
 };
 
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
@@ -144,7 +147,7 @@ void attention_row(const uint16_t* query, int head_dim, int64_t n, const Key& ke
     return;
   }
   if (sink != nullptr) folded_l = attention_sink(folded_l, *sink, folded_r);
-  const float inv = fdiv(1.0f, folded_l);
+  const float inv = scale.inverse(folded_l);
   for (int d = 0; d < head_dim; d++) out[d] = round(attention_out(folded[d], inv));
 }
 

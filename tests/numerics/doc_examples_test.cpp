@@ -4,9 +4,11 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <sstream>
 #include <string>
@@ -15,6 +17,7 @@
 #include "numerics/activation.h"
 #include "numerics/attention.h"
 #include "numerics/gemm.h"
+#include "numerics/kv_cache.h"
 #include "numerics/moe.h"
 #include "numerics/norm.h"
 #include "numerics/philox.h"
@@ -112,6 +115,21 @@ std::string attention(const Arguments& a) {
   return show(out[0]);
 }
 
+// Over an FP8 cache with scales of k and v.
+std::string attention_fp8(const Arguments& a) {
+  const auto q = a.integers<uint16_t>(0);
+  const auto k = a.integers<uint8_t>(1), v = a.integers<uint8_t>(2);
+  const int dim = static_cast<int>(q.size());
+  std::vector<uint16_t> keys, values, out(q.size());
+  std::transform(k.begin(), k.end(), std::back_inserter(keys), cached_bf16);
+  std::transform(v.begin(), v.end(), std::back_inserter(values), cached_bf16);
+  attention_row<Operand::kBF16>(
+      q.data(), dim, static_cast<int64_t>(keys.size() / q.size()), [&](int64_t j) { return keys.data() + j * dim; },
+      [&](int64_t j) { return values.data() + j * dim; }, [](int64_t) { return true; },
+      scale_of_cached(a.f(3), 0.0f, a.f(4), a.f(5)), nullptr, out.data());
+  return show(out[0]);
+}
+
 std::string grow(const Arguments& a) {
   AttentionSums s;
   s.r = a.f(0);
@@ -195,6 +213,17 @@ std::map<std::string, Function> functions() {
   f["attention_p"] = [](A a) { return show(attention_p(a.f(0), a.f(1), a.f(2))); };
   f["attention_add_16"] = add_16;
   f["attention"] = attention;
+  f["attention_fp8"] = attention_fp8;
+  f["cache_e4m3"] = [](A a) {
+    bool finite = true;
+    const uint8_t e = cache_e4m3(a.f(0), a.f(1), finite);
+    return show(e, finite);
+  };
+  f["cached_bf16"] = [](A a) { return show(cached_bf16(static_cast<uint8_t>(a.u(0)))); };
+  f["scale_of_cached"] = [](A a) {
+    const AttentionScale s = scale_of_cached(a.f(0), 0.0f, a.f(1), a.f(2));
+    return show(s.scale, s.value);
+  };
   f["silu"] = [](A a) { return show(silu(a.f(0))); };
   f["tanh"] = [](A a) { return show(numerics::tanh(a.f(0))); };
   f["gelu_tanh"] = [](A a) { return show(gelu_tanh(a.f(0))); };

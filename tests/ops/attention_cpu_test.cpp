@@ -153,7 +153,7 @@ TEST(AttentionCpu, PlantedDefectsAreSeen) {
   SCOPED_TRACE(random.note());
   Backends backends;
   for (const Defect defect : {Defect::kShiftedBlocks, Defect::kWindowOffByOne, Defect::kStaleKey,
-                              Defect::kSinkInMaximum, Defect::kTreeBySlot, Defect::kSeam}) {
+                              Defect::kSinkInMaximum, Defect::kTreeBySlot, Defect::kSeam, Defect::kValueScale}) {
     bool seen = false;
     for (int i = 0; i < 20 && !seen; i++) {
       AttentionShape shape;
@@ -165,6 +165,7 @@ TEST(AttentionCpu, PlantedDefectsAreSeen) {
       shape.window = defect == Defect::kWindowOffByOne ? 100 : 0;
       shape.sinks = defect == Defect::kSinkInMaximum;
       shape.tree = defect == Defect::kTreeBySlot;
+      if (defect == Defect::kValueScale) shape.cache_type = DType::kF8E4M3;
       AttentionProblem problem(shape, random);
       const std::vector<uint16_t> out = problem.run(backends.get("", 2));
       ASSERT_FALSE(problem.compare(out, random, kBudget).has_value());

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "numerics/attention.h"
+#include "numerics/kv_cache.h"
 
 namespace isobit::testing {
 
@@ -174,11 +174,12 @@ void AttentionProblem::fill_cache(Random& random) {
       const size_t at =
           ((static_cast<size_t>(row[slot / page_size]) * heads + head) * page_size + slot % page_size) * d + i % d;
       if (fp8) {
-        const uint8_t k8 = f32_to_e4m3(fdiv(k, k_scale_[head])), v8 = f32_to_e4m3(fdiv(v, v_scale_[head]));
+        bool finite = true;
+        const uint8_t k8 = cache_e4m3(k, k_scale_[head], finite), v8 = cache_e4m3(v, v_scale_[head], finite);
         k_pages_[at] = std::byte{k8};
         v_pages_[at] = std::byte{v8};
-        k = fmul(e4m3_to_f32(k8), k_scale_[head]);
-        v = fmul(e4m3_to_f32(v8), v_scale_[head]);
+        k = e4m3_to_f32(k8);
+        v = e4m3_to_f32(v8);
       }
       keys_[b][i] = round_to(shape_.type, k);
       values_[b][i] = round_to(shape_.type, v);
@@ -258,7 +259,10 @@ std::vector<uint16_t> AttentionProblem::expected(int token, int head, Defect def
   const auto value = [&](int64_t p) { return row(values_, p); };
   const int64_t n = static_cast<int64_t>(slots.size()) + shift;
   const uint16_t* q = q_.data() + (static_cast<size_t>(token) * q_heads() + head) * d;
-  const AttentionScale scale{args_.scale, shape_.soft_cap};
+  const bool scaled = shape_.cache_type == DType::kF8E4M3;
+  const AttentionScale scale = scaled ? scale_of_cached(args_.scale, shape_.soft_cap, k_scale_[kv_head],
+                                                        defect == Defect::kValueScale ? 1.0f : v_scale_[kv_head])
+                                      : AttentionScale{args_.scale, shape_.soft_cap};
   const float* sink = shape_.sinks && defect != Defect::kSinkInMaximum ? &sinks_[static_cast<size_t>(head)] : nullptr;
   if (defect == Defect::kSeam && prefix > 0) {
     // Two stages, prefix and new tokens, joined by the fold: what one pass replaces.

@@ -29,7 +29,16 @@ class AttentionProblem {
   // Output with the rows past it still poisoned.
   std::vector<uint16_t> run(Backend& backend);
   // Defects that the comparison must find.
-  enum class Defect { kNone, kShiftedBlocks, kWindowOffByOne, kStaleKey, kSinkInMaximum, kTreeBySlot, kSeam };
+  enum class Defect {
+    kNone,
+    kShiftedBlocks,
+    kWindowOffByOne,
+    kStaleKey,
+    kSinkInMaximum,
+    kTreeBySlot,
+    kSeam,
+    kValueScale
+  };
   std::vector<uint16_t> expected(int token, int head, Defect defect = Defect::kNone) const;
 
   const AttentionShape& shape() const { return shape_; }
@@ -48,7 +57,7 @@ class AttentionProblem {
   AttentionArgs args_;
   int tokens_ = 0;
   std::vector<uint16_t> q_;
-  std::vector<std::vector<uint16_t>> keys_, values_;  // [request]: [slot in order][kv_head][dim], dequantised
+  std::vector<std::vector<uint16_t>> keys_, values_;  // [request]: [slot in order][kv_head][dim], widened
   std::vector<std::byte> k_pages_, v_pages_;
   std::vector<int32_t> query_start_, lengths_, table_, parents_;
   std::vector<float> sinks_, k_scale_, v_scale_;

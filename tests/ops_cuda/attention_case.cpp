@@ -12,7 +12,7 @@
 #include <thread>
 #include <utility>
 
-#include "numerics/attention.h"
+#include "numerics/kv_cache.h"
 
 namespace isobit::test {
 
@@ -67,13 +67,16 @@ std::vector<uint16_t> attention_answer(const AttentionOnHost& a, int token, int 
     const int slot = !path.empty() && p >= prefix ? prefix + path[p - prefix] : p;
     const int64_t page = a.page_table[static_cast<int64_t>(b) * a.args.table_stride + slot / cache.page_size];
     const int64_t at = ((page * cache.kv_heads + kv_head) * cache.page_size + slot % cache.page_size) * d;
-    a.key(at, kv_head, keys.data() + static_cast<size_t>(p) * d);
-    a.value(at, kv_head, values.data() + static_cast<size_t>(p) * d);
+    a.key(at, keys.data() + static_cast<size_t>(p) * d);
+    a.value(at, values.data() + static_cast<size_t>(p) * d);
   }
   const auto key = [&](int64_t p) { return keys.data() + p * d; };
   const auto value = [&](int64_t p) { return values.data() + p * d; };
   const uint16_t* q = a.q + (static_cast<size_t>(token) * a.args.q_heads + head) * d;
-  const numerics::AttentionScale scale{a.args.scale, a.args.soft_cap};
+  numerics::AttentionScale scale{a.args.scale, a.args.soft_cap};
+  if (a.k_scale != nullptr) {
+    scale = numerics::scale_of_cached(a.args.scale, a.args.soft_cap, a.k_scale[kv_head], a.v_scale[kv_head]);
+  }
   const float* sink = a.sinks != nullptr ? a.sinks + head : nullptr;
   if (a.args.type == DType::kF16) {
     numerics::attention_row<Operand::kF16>(q, d, exist, key, value, allowed, scale, sink, out.data());
@@ -170,9 +173,11 @@ AttentionCase::AttentionCase(const AttentionShape& shape, std::mt19937_64& rando
           if (v_kind == 1) v = std::ldexp(v, static_cast<int>(random() % 24) - 12);
           if (v_kind == 2 && random() % 4 != 0) v = random() % 2 != 0 ? 0.0f : -0.0f;
           if (fp8) {
-            k8_[at + i] = numerics::f32_to_e4m3(k / k_scale_[h]), v8_[at + i] = numerics::f32_to_e4m3(v / v_scale_[h]);
-            k = numerics::fmul(numerics::e4m3_to_f32(k8_[at + i]), k_scale_[h]);
-            v = numerics::fmul(numerics::e4m3_to_f32(v8_[at + i]), v_scale_[h]);
+            bool finite = true;
+            k8_[at + i] = numerics::cache_e4m3(k, k_scale_[h], finite);
+            v8_[at + i] = numerics::cache_e4m3(v, v_scale_[h], finite);
+            k = numerics::e4m3_to_f32(k8_[at + i]);
+            v = numerics::e4m3_to_f32(v8_[at + i]);
           }
           k_[at + i] = round_to(shape.type, k), v_[at + i] = round_to(shape.type, v);
         }
@@ -271,8 +276,9 @@ std::vector<uint16_t> AttentionCase::expected(int token, int head) const {
   if (shape_.tree) a.tree_parent = parent_.data();
   if (shape_.mask) a.mask = mask_.data();
   if (shape_.sinks) a.sinks = sinks_.data();
-  a.key = [&](int64_t at, int, uint16_t* to) { std::copy_n(k_.data() + at, shape_.head_dim, to); };
-  a.value = [&](int64_t at, int, uint16_t* to) { std::copy_n(v_.data() + at, shape_.head_dim, to); };
+  a.key = [&](int64_t at, uint16_t* to) { std::copy_n(k_.data() + at, shape_.head_dim, to); };
+  a.value = [&](int64_t at, uint16_t* to) { std::copy_n(v_.data() + at, shape_.head_dim, to); };
+  if (!k_scale_.empty()) a.k_scale = k_scale_.data(), a.v_scale = v_scale_.data();
   return attention_answer(a, token, head);
 }
 

@@ -38,8 +38,9 @@ struct AttentionOnHost {
   const int32_t *query_start = nullptr, *kv_len = nullptr, *page_table = nullptr, *tree_parent = nullptr;
   const uint64_t* mask = nullptr;
   const float* sinks = nullptr;
-  // head_dim elements of the cache, dequantised, from element `at` on; kv_head for the scale.
-  std::function<void(int64_t at, int kv_head, uint16_t*to)> key, value;
+  // head_dim elements of the cache, widened, from element `at` on.
+  std::function<void(int64_t at, uint16_t*to)> key, value;
+  const float *k_scale = nullptr, *v_scale = nullptr;  // of an FP8 cache
 };
 // What the contract says for one row.
 std::vector<uint16_t> attention_answer(const AttentionOnHost& a, int token, int head);
@@ -87,7 +88,7 @@ class AttentionCase {
  private:
   AttentionShape shape_;
   int tokens_ = 0, table_stride_ = 0;
-  std::vector<uint16_t> q_, k_, v_;  // k, v: dequantised
+  std::vector<uint16_t> q_, k_, v_;  // k, v: widened
   std::vector<uint8_t> k8_, v8_;
   std::vector<float> k_scale_, v_scale_, sinks_;
   std::vector<int32_t> query_start_, kv_len_, table_, parent_;

@@ -427,6 +427,7 @@ struct CachePools {
   Pool<uint16_t> bf16{Pools::kCount, [](Dice& d) { return finite_16(d, DType::kBF16); }};
   Pool<uint16_t> f16{Pools::kCount, [](Dice& d) { return finite_16(d, DType::kF16); }};
   Pool<uint8_t> e4m3{Pools::kCount, finite_8};
+  Pool<float> scale{1 << 12, [](Dice& d) { return std::ldexp(1.0f + std::abs(draw_32(d, false)), -8); }};
   const Pool<uint16_t>& of(DType type) const { return type == DType::kBF16 ? bf16 : f16; }
 };
 
@@ -496,8 +497,8 @@ std::string attention_case(Worker& worker, const Pools& pools) {
   const int64_t elements = a.cache.pages * a.cache.page_elements(), dim = a.cache.head_dim;
   const auto q = cache_pools.of(a.type).part(int64_t{a.tokens} * a.q_heads * dim, true, dice);
   const auto sinks = pools.ordinary.part(a.q_heads, false, dice);
-  const auto k_scale = pools.ordinary.part(a.cache.kv_heads, false, dice);
-  const auto v_scale = pools.ordinary.part(a.cache.kv_heads, false, dice);
+  const auto k_scale = cache_pools.scale.part(a.cache.kv_heads, false, dice);
+  const auto v_scale = cache_pools.scale.part(a.cache.kv_heads, false, dice);
   if (dice.one_in(3)) a.sinks = sinks.gpu;
   test::AttentionOnHost host{a};
   host.q = q.host, a.q = q.gpu;
@@ -507,20 +508,19 @@ std::string attention_case(Worker& worker, const Pools& pools) {
     const auto k = cache_pools.e4m3.part(elements, true, dice), v = cache_pools.e4m3.part(elements, true, dice);
     a.cache.k = const_cast<uint8_t*>(k.gpu), a.cache.v = const_cast<uint8_t*>(v.gpu);
     a.cache.k_scale = k_scale.gpu, a.cache.v_scale = v_scale.gpu;
-    const auto reader = [&a, dim](const uint8_t* from, const float* scale) {
-      return [&a, dim, from, scale](int64_t at, int head, uint16_t* to) {
-        for (int64_t i = 0; i < dim; i++) {
-          to[i] = round_to(a.type, numerics::fmul(numerics::e4m3_to_f32(from[at + i]), scale[head]));
-        }
+    const auto reader = [&a, dim](const uint8_t* from) {
+      return [&a, dim, from](int64_t at, uint16_t* to) {
+        for (int64_t i = 0; i < dim; i++) to[i] = round_to(a.type, numerics::e4m3_to_f32(from[at + i]));
       };
     };
-    host.key = reader(k.host, k_scale.host), host.value = reader(v.host, v_scale.host);
+    host.key = reader(k.host), host.value = reader(v.host);
+    host.k_scale = k_scale.host, host.v_scale = v_scale.host;
   } else {
     const auto k = cache_pools.of(a.type).part(elements, true, dice),
                v = cache_pools.of(a.type).part(elements, true, dice);
     a.cache.k = const_cast<uint16_t*>(k.gpu), a.cache.v = const_cast<uint16_t*>(v.gpu);
     const auto reader = [dim](const uint16_t* from) {
-      return [dim, from](int64_t at, int, uint16_t* to) { std::copy_n(from + at, dim, to); };
+      return [dim, from](int64_t at, uint16_t* to) { std::copy_n(from + at, dim, to); };
     };
     host.key = reader(k.host), host.value = reader(v.host);
   }

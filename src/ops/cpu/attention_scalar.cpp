@@ -10,19 +10,18 @@ namespace {
 
 using namespace numerics;
 
-// An FP8 element is its value times the head's scale, rounded once.
 template <Operand kind>
 void one_row(const AttentionArgs& a, const AttentionPlan& plan, const AttentionQuery& q, int32_t head) {
   const int32_t kv_head = head / (a.q_heads / a.cache.kv_heads);
   const int dim = a.cache.head_dim;
   const bool fp8 = a.cache.type == DType::kF8E4M3;
   std::vector<uint16_t> scratch(static_cast<size_t>(fp8 ? 17 * dim : 0));
-  const auto read = [&](const void* base, const float* scales, int64_t key, uint16_t* row) -> const uint16_t* {
+  const auto read = [&](const void* base, int64_t key, uint16_t* row) -> const uint16_t* {
     const int64_t at = plan.element(q.request, q.cache_index(key), kv_head);
     if (!fp8) return static_cast<const uint16_t*>(base) + at;
     for (int d = 0; d < dim; d++) {
-      const float x = fmul(e4m3_to_f32(static_cast<const uint8_t*>(base)[at + d]), scales[kv_head]);
-      row[d] = kind == Operand::kBF16 ? f32_to_bf16(x) : f32_to_f16(x);
+      const uint8_t e = static_cast<const uint8_t*>(base)[at + d];
+      row[d] = kind == Operand::kBF16 ? cached_bf16(e) : cached_f16(e);
     }
     return row;
   };
@@ -31,15 +30,15 @@ void one_row(const AttentionArgs& a, const AttentionPlan& plan, const AttentionQ
   std::fill_n(held, 16, -1);
   const int64_t at = (q.token * a.q_heads + head) * dim;
   attention_row<kind>(
-      a.q + at, dim, q.last, [&](int64_t key) { return read(a.cache.k, a.cache.k_scale, key, scratch.data()); },
+      a.q + at, dim, q.last, [&](int64_t key) { return read(a.cache.k, key, scratch.data()); },
       [&](int64_t key) {
         const int64_t i = key % 16;
         uint16_t* row = fp8 ? scratch.data() + (i + 1) * dim : nullptr;
         if (fp8 && held[i] == key) return static_cast<const uint16_t*>(row);
         held[i] = key;
-        return read(a.cache.v, a.cache.v_scale, key, row);
+        return read(a.cache.v, key, row);
       },
-      [&](int64_t key) { return q.allowed(key); }, AttentionScale{a.scale, a.soft_cap},
+      [&](int64_t key) { return q.allowed(key); }, score_scale(a, kv_head),
       a.sinks != nullptr ? a.sinks + head : nullptr, a.out + at);
 }
 

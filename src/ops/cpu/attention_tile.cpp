@@ -101,7 +101,7 @@ class TileRun {
   hwy::AlignedFreeUniquePtr<float[]> key_panel_, value_panel_, score_, o_, folded_;  // score_: [rows][kMaxBlock]
   hwy::AlignedFreeUniquePtr<uint8_t[]> key_exponents_, value_exponents_;
   hwy::AlignedFreeUniquePtr<uint16_t[]> rows_of_fp8_;  // [kKeys][dim]
-  uint16_t k_of_fp8_[256], v_of_fp8_[256];
+  uint16_t of_fp8_[256];
 };
 
 template <Operand kind>
@@ -109,7 +109,7 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
     : args_(args),
       plan_(plan),
       tile_(tile),
-      scale_{args.scale, args.soft_cap},
+      scale_(score_scale(args, tile.kv_head)),
       dim_(static_cast<size_t>(args.cache.head_dim)),
       block_(static_cast<size_t>(numerics::attention_block(args.cache.head_dim))),
       columns_(kWords ? dim_ : (dim_ + kPanelLanes - 1) / kPanelLanes * kPanelLanes),
@@ -147,11 +147,8 @@ TileRun<kind>::TileRun(const AttentionArgs& args, const AttentionPlan& plan, con
   if (!fp8_) return;
   rows_of_fp8_ = hwy::AllocateAligned<uint16_t>(kKeys * dim_);
   for (int i = 0; i < 256; i++) {
-    const float x = numerics::e4m3_to_f32(static_cast<uint8_t>(i));
-    const float k = numerics::fmul(x, args.cache.k_scale[tile.kv_head]);
-    const float v = numerics::fmul(x, args.cache.v_scale[tile.kv_head]);
-    k_of_fp8_[i] = kind == Operand::kBF16 ? numerics::f32_to_bf16(k) : numerics::f32_to_f16(k);
-    v_of_fp8_[i] = kind == Operand::kBF16 ? numerics::f32_to_bf16(v) : numerics::f32_to_f16(v);
+    const auto e = static_cast<uint8_t>(i);
+    of_fp8_[i] = kind == Operand::kBF16 ? numerics::cached_bf16(e) : numerics::cached_f16(e);
   }
 }
 
@@ -175,7 +172,6 @@ template <Operand kind>
 void TileRun<kind>::locate(bool value, int64_t low, int64_t high, const uint16_t** rows) {
   const auto dim = static_cast<int64_t>(dim_);
   const void* base = value ? args_.cache.v : args_.cache.k;
-  const uint16_t* table = value ? v_of_fp8_ : k_of_fp8_;
   uint16_t* scratch = rows_of_fp8_.get();
   for (const Run& run : runs_) {
     const int64_t begin = std::max(low, run.key), end = std::min(high, run.end);
@@ -186,7 +182,7 @@ void TileRun<kind>::locate(bool value, int64_t low, int64_t high, const uint16_t
         continue;
       }
       const uint8_t* from = static_cast<const uint8_t*>(base) + at;
-      for (size_t i = 0; i < dim_; i++) scratch[i] = table[from[i]];
+      for (size_t i = 0; i < dim_; i++) scratch[i] = of_fp8_[from[i]];
       rows[key - low] = scratch;
       scratch += dim_;
     }
@@ -572,7 +568,7 @@ void TileRun<kind>::finish(const Row& row, float* folded) {
   }
   float l = row.folded_l;
   if (args_.sinks != nullptr) l = numerics::attention_sink(l, args_.sinks[row.head], row.folded_r);
-  const float inv = numerics::fdiv(1.0f, l);
+  const float inv = scale_.inverse(l);
   if constexpr (kWords) words::Order(dim_, folded);
   for (size_t j = 0; j < dim_; j += hn::Lanes(d)) {
     if constexpr (kind == Operand::kBF16) {

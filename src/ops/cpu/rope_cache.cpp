@@ -1,10 +1,9 @@
 // Rotation and the cache's write. A single token's is no work to share, so the other threads wait for it: vectors.
 #include <algorithm>
-#include <cmath>
 
 #include "base/error.h"
+#include "numerics/kv_cache.h"
 #include "numerics/norm.h"
-#include "numerics/quantize.h"
 #include "numerics/rope.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/cpu/simd_targets.h"
@@ -91,10 +90,7 @@ bool StoreHead(const KvCacheView& cache, void* base, const float* scales, int64_
   bool finite = true;
   if (cache.type == DType::kF8E4M3) {
     for (int i = 0; i < cache.head_dim; i++) {
-      const uint8_t e = e4m3_value(x[i], scales[head]);
-      const bool ok = std::isfinite(x[i]) && (e & 0x7f) != 0x7f;
-      static_cast<uint8_t*>(base)[first + i] = ok ? e : 0;
-      finite &= ok;
+      static_cast<uint8_t*>(base)[first + i] = cache_e4m3(x[i], scales[head], finite);
     }
     return finite;
   }

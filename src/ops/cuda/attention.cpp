@@ -1,15 +1,7 @@
-#include "numerics/attention.h"
-
 #include "ops/cuda/attention_launch.h"
 #include "ops/cuda/device.h"
 
 namespace isobit::cuda {
-
-ScoreScale score_scale(const AttentionArgs& args) {
-  const numerics::AttentionScale s{args.scale, args.soft_cap};
-  if (args.soft_cap <= 0.0f) return {s.factor(), 0.0f, 0.0f};
-  return {s.factor(), numerics::fdiv(args.scale, args.soft_cap), numerics::fmul(args.soft_cap, numerics::kLog2E)};
-}
 
 void launch_attention(const AttentionArgs& args, const KernelContext& context) {
   if (args.tokens == 0 || args.requests == 0) return;

@@ -49,9 +49,9 @@ __device__ inline float attention_sink(float l, float sink, float r) {
   return __fadd_rn(l, ex2(__fsub_rn(__fmul_rn(sink, numerics::kLog2E), r)));
 }
 
-// Eight e4m3 elements times their scale, rounded once (e4m3 to f16 is exact).
+// Eight e4m3 elements, widened exactly.
 template <bool kF16>
-__device__ inline uint4 dequantize_e4m3(uint2 packed, float scale) {
+__device__ inline uint4 widen_e4m3(uint2 packed) {
   uint32_t out[4];
   for (int i = 0; i < 4; i++) {
     const uint32_t word = i < 2 ? packed.x : packed.y;
@@ -60,7 +60,7 @@ __device__ inline uint4 dequantize_e4m3(uint2 packed, float scale) {
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
     const float low = __half2float(__ushort_as_half(static_cast<uint16_t>(halves)));
     const float high = __half2float(__ushort_as_half(static_cast<uint16_t>(halves >> 16)));
-    out[i] = round16x2<kF16>(__fmul_rn(low, scale), __fmul_rn(high, scale));
+    out[i] = kF16 ? halves : pack_bf16(low, high);
   }
   return make_uint4(out[0], out[1], out[2], out[3]);
 }

@@ -92,8 +92,7 @@ struct Loader {
   int prefix;
 
   // Rows first..first+block-1 of K or V; rows outside [begin, end) are zeros and not read (their pages may be gone).
-  __device__ void load(uint16_t* to, int pitch, const void* from, float scale, int first, int block, int begin,
-                       int end) const {
+  __device__ void load(uint16_t* to, int pitch, const void* from, int first, int block, int begin, int end) const {
     const int chunks = a.cache.head_dim / 8;
     for (int i = static_cast<int>(threadIdx.x); i < block * chunks; i += kThreads) {
       const int row = i / chunks, chunk = i % chunks, position = first + row;
@@ -105,7 +104,7 @@ struct Loader {
                                 static_cast<int64_t>(slot % a.cache.page_size) * a.cache.head_dim + chunk * 8;
         if (a.cache.type == DType::kF8E4M3) {
           const uint2 packed = *reinterpret_cast<const uint2*>(static_cast<const uint8_t*>(from) + element);
-          value = dequantize_e4m3<kF16>(packed, scale);
+          value = widen_e4m3<kF16>(packed);
         } else {
           value = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(from) + element);
         }
@@ -190,6 +189,8 @@ __global__ void __launch_bounds__(kThreads) attention_generic(const __grid_const
                       prefix};
   const bool fp8 = a.cache.type == DType::kF8E4M3;
   const float k_scale = fp8 ? a.cache.k_scale[kv_head] : 1.0f, v_scale = fp8 ? a.cache.v_scale[kv_head] : 1.0f;
+  const ScoreScale score =
+      fp8 ? score_scale(numerics::scale_of_cached(a.scale, a.soft_cap, k_scale, v_scale)) : params.score;
 
   const int position = position_of(row);
   const bool row_valid = valid(row);
@@ -211,7 +212,7 @@ __global__ void __launch_bounds__(kThreads) attention_generic(const __grid_const
 
   for (int start = begin - begin % params.block; start < end; start += params.block) {
     // Scores.
-    loader.load(kv, layout.pitch, a.cache.k, k_scale, start, params.block, begin, end);
+    loader.load(kv, layout.pitch, a.cache.k, start, params.block, begin, end);
     __syncthreads();
     for (int n8 = warp; n8 < params.block / 8; n8 += kWarps) {
       float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -228,20 +229,20 @@ __global__ void __launch_bounds__(kThreads) attention_generic(const __grid_const
     __syncthreads();
 
     // Probabilities: thread (row, column) takes the keys ≡ column mod 16. V is loaded meanwhile.
-    loader.load(kv, layout.pitch, a.cache.v, v_scale, start, params.block, begin, end);
+    loader.load(kv, layout.pitch, a.cache.v, start, params.block, begin, end);
     float* row_scores = scores + row * layout.score_pitch;
     float largest = minus_inf();
     for (int k = column; k < params.block; k += 16) {
       float s = minus_inf();
-      if (allowed(start + k)) s = params.score.inner > 0.0f ? capped_score(params.score, row_scores[k]) : row_scores[k];
+      if (allowed(start + k)) s = score.inner > 0.0f ? capped_score(score, row_scores[k]) : row_scores[k];
       row_scores[k] = s;
       largest = fmaxf(largest, s);
     }
     for (int d = 8; d >= 1; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, d));
-    const float alpha = attention_grow(r_run, largest, params.score.factor);
+    const float alpha = attention_grow(r_run, largest, score.factor);
     const float r = r_run == minus_inf() ? 0.0f : -r_run;
     for (int k = column; k < params.block; k += 16) {
-      const float v = ex2(__fmaf_rn(row_scores[k], params.score.factor, r));
+      const float v = ex2(__fmaf_rn(row_scores[k], score.factor, r));
       p[row * layout.p_pitch + k] = round16<kF16>(v);
       const float w = __fadd_rn(v, __shfl_xor_sync(~0u, v, 8));
       const float u = __fadd_rn(w, __shfl_xor_sync(~0u, w, 1));
@@ -310,7 +311,7 @@ __global__ void __launch_bounds__(kThreads) attention_generic(const __grid_const
       if (a.sinks != nullptr && row_valid) {
         folded_l = attention_sink(folded_l, a.sinks[kv_head * group + head_of(row)], folded_r);
       }
-      rows.inv_l[row] = __fdiv_rn(1.0f, folded_l);
+      rows.inv_l[row] = __fdiv_rn(v_scale, folded_l);
     }
   }
   __syncthreads();

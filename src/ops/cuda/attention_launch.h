@@ -1,5 +1,6 @@
 #pragma once
 // The attention kernels, each for its part of the shapes; attention.cpp chooses (attention_plan.h).
+#include "numerics/kv_cache.h"
 #include "ops/cuda/attention_plan.h"
 #include "ops/cuda/kernels.h"
 
@@ -12,7 +13,14 @@ struct ScoreScale {
   float inner = 0.0f;   // scale / cap; 0: no cap
   float cap = 0.0f;     // cap·log2 e
 };
-ScoreScale score_scale(const AttentionArgs& args);
+ISOBIT_HD ScoreScale score_scale(const numerics::AttentionScale& s) {
+  if (s.soft_cap <= 0.0f) return {s.factor(), 0.0f, 0.0f};
+  return {s.factor(), numerics::fdiv(s.scale, s.soft_cap), numerics::fmul(s.soft_cap, numerics::kLog2E)};
+}
+// Over a cache without scales.
+inline ScoreScale score_scale(const AttentionArgs& args) {
+  return score_scale(numerics::AttentionScale{args.scale, args.soft_cap});
+}
 
 // Takes everything.
 void launch_attention_generic(const AttentionArgs& args, const KernelContext& context);

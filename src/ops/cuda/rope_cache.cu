@@ -3,8 +3,8 @@
 //
 // A warp a head of a token. A lane holds kPer neighbouring elements, so that the norm's tree (whose empty lanes add +0,
 // which changes nothing) is one inside a lane and then between lanes; pairs of the rotation meet in shared memory.
+#include "numerics/kv_cache.h"
 #include "numerics/norm.h"
-#include "numerics/quantize.h"
 #include "numerics/rope.h"
 #include "ops/cuda/device_math.h"
 #include "ops/cuda/hopper/pdl.h"
@@ -172,10 +172,7 @@ __device__ bool store_e4m3(uint8_t* out, float scale, int lane, int dim, const f
   for (int e = 0; e < kPer; e++) {
     const int i = lane * kPer + e;
     if (i >= dim) continue;
-    const uint8_t v = numerics::e4m3_value(x[e], scale);
-    const bool ok = (numerics::bits(x[e]) & numerics::kInf32) != numerics::kInf32 && (v & 0x7f) != 0x7f;
-    out[i] = ok ? v : 0;
-    finite &= ok;
+    out[i] = numerics::cache_e4m3(x[e], scale, finite);
   }
   return finite;
 }
