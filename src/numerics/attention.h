@@ -83,9 +83,16 @@ struct AttentionBlocks {
 };
 constexpr AttentionBlocks attention_blocks(int head_dim) { return {attention_block(head_dim), kAttentionSuperBlock}; }
 
+// N3's step as the rule has it. What gives the same bits sooner may stand in its place.
+template <Operand kind>
+struct RuleStep {
+  static float dot(float c, const uint16_t* a, const uint16_t* b) { return dot16<kind>(c, a, b); }
+};
+
 // One query, scalar, whole. query[head_dim]; key(j), value(j): pointers to head_dim elements of position j, read only
-// where allowed(j); n: positions 0..n-1 exist. A query with no allowed key gives +0. Rounds to the type of `kind`.
-template <Operand kind, typename Key, typename Value, typename Allowed>
+// where allowed(j), sixteen values at a time; n: positions 0..n-1 exist. A query with no allowed key gives +0. Rounds
+// to the type of `kind`.
+template <Operand kind, typename Step = RuleStep<kind>, typename Key, typename Value, typename Allowed>
 void attention_row(const uint16_t* query, int head_dim, int64_t n, const Key& key, const Value& value,
                    const Allowed& allowed, const AttentionScale& scale, const float* sink, uint16_t* out,
                    const AttentionBlocks& blocks) {
@@ -106,7 +113,8 @@ void attention_row(const uint16_t* query, int head_dim, int64_t n, const Key& ke
         score[j] = kMinusInf;
         if (position >= n || !allowed(position)) continue;
         float s = 0.0f;
-        for (int d = 0; d < head_dim; d += 16) s = dot16<kind>(s, query + d, key(position) + d);
+        const uint16_t* k = key(position);
+        for (int d = 0; d < head_dim; d += 16) s = Step::dot(s, query + d, k + d);
         score[j] = scale.score(s);
         largest = fmax(largest, score[j]);
       }
@@ -120,13 +128,15 @@ void attention_row(const uint16_t* query, int head_dim, int64_t n, const Key& ke
           rounded[i] = round(p[i]);
         }
         attention_add_16(sums, p, group == 0 ? alpha : 1.0f);
+        const uint16_t* values[16] = {};
+        for (int i = 0; i < 16; i++) {
+          const int64_t position = start + group + i;
+          if (position < n && allowed(position)) values[i] = value(position);
+        }
         for (int d = 0; d < head_dim; d++) {
-          uint16_t v[16] = {};
-          for (int i = 0; i < 16; i++) {
-            const int64_t position = start + group + i;
-            if (position < n && allowed(position)) v[i] = value(position)[d];
-          }
-          o[d] = dot16<kind>(o[d], rounded, v);
+          uint16_t v[16];
+          for (int i = 0; i < 16; i++) v[i] = values[i] != nullptr ? values[i][d] : uint16_t{0};
+          o[d] = Step::dot(o[d], rounded, v);
         }
       }
     }
@@ -151,10 +161,10 @@ void attention_row(const uint16_t* query, int head_dim, int64_t n, const Key& ke
   for (int d = 0; d < head_dim; d++) out[d] = round(attention_out(folded[d], inv));
 }
 
-template <Operand kind, typename Key, typename Value, typename Allowed>
+template <Operand kind, typename Step = RuleStep<kind>, typename Key, typename Value, typename Allowed>
 void attention_row(const uint16_t* query, int head_dim, int64_t n, const Key& key, const Value& value,
                    const Allowed& allowed, const AttentionScale& scale, const float* sink, uint16_t* out) {
-  attention_row<kind>(query, head_dim, n, key, value, allowed, scale, sink, out, attention_blocks(head_dim));
+  attention_row<kind, Step>(query, head_dim, n, key, value, allowed, scale, sink, out, attention_blocks(head_dim));
 }
 
 }  // namespace isobit::numerics

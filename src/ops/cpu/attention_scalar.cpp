@@ -1,14 +1,22 @@
-// The contract's scalar row over the paged cache: for targets without vectors.
+// The contract's scalar row over the paged cache, its steps without their rarer cases: for targets without vectors.
 #include <algorithm>
 #include <vector>
 
 #include "numerics/attention.h"
 #include "ops/cpu/attention_tile.h"
+#include "ops/cpu/dot16_usual.h"
 
 namespace isobit::cpu {
 namespace {
 
 using namespace numerics;
+
+template <Operand kind>
+struct UsualStep : RuleStep<kind> {};
+template <>
+struct UsualStep<Operand::kBF16> {
+  static float dot(float c, const uint16_t* a, const uint16_t* b) { return dot16_usual(c, a, b); }
+};
 
 template <Operand kind>
 void one_row(const AttentionArgs& a, const AttentionPlan& plan, const AttentionQuery& q, int32_t head) {
@@ -25,19 +33,11 @@ void one_row(const AttentionArgs& a, const AttentionPlan& plan, const AttentionQ
     }
     return row;
   };
-  // attention_row goes through 16 values again and again: each has a row of scratch until another takes it.
-  int64_t held[16];
-  std::fill_n(held, 16, -1);
   const int64_t at = (q.token * a.q_heads + head) * dim;
-  attention_row<kind>(
+  // Sixteen values are used at once: FP8 ones each in a row of scratch behind the key's.
+  attention_row<kind, UsualStep<kind>>(
       a.q + at, dim, q.last, [&](int64_t key) { return read(a.cache.k, key, scratch.data()); },
-      [&](int64_t key) {
-        const int64_t i = key % 16;
-        uint16_t* row = fp8 ? scratch.data() + (i + 1) * dim : nullptr;
-        if (fp8 && held[i] == key) return static_cast<const uint16_t*>(row);
-        held[i] = key;
-        return read(a.cache.v, key, row);
-      },
+      [&](int64_t key) { return read(a.cache.v, key, scratch.data() + (fp8 ? (key % 16 + 1) * dim : 0)); },
       [&](int64_t key) { return q.allowed(key); }, score_scale(a, kv_head),
       a.sinks != nullptr ? a.sinks + head : nullptr, a.out + at);
 }
