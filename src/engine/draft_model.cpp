@@ -87,9 +87,9 @@ void DraftModel::pass(int32_t draft, int32_t rows, SamplerSlots& slots) {
     const int32_t end = a.first + a.count, last = -2 - a.row;
     if (draft == 0) {
       const auto unread = std::span(s.tokens).subspan(static_cast<size_t>(a.first), static_cast<size_t>(a.count));
-      arrays_.add_request(s.pages, a.first, unread);
+      arrays_.add_request({s.pages, {}}, a.first, unread);
     } else {
-      arrays_.add_request(s.pages, end - 1 + draft, std::span(&last, 1));
+      arrays_.add_request({s.pages, {}}, end - 1 + draft, std::span(&last, 1));
     }
     token += draft == 0 ? a.count : 1;
     if (a.drafts > draft) arrays_.set_row(a.row, token - 1, s.slot, end + draft);

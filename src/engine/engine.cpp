@@ -13,6 +13,7 @@ namespace {
 
 constexpr int32_t kDefaultContext = 4096;
 constexpr int32_t kMostDrafts = 64;  // a sequence and step
+constexpr int32_t kWindowShare = 8;  // see EngineOptions::window_pages
 constexpr float kNoLogprob = std::numeric_limits<float>::quiet_NaN();
 
 int32_t pages_for(int64_t tokens, int32_t page_size) {
@@ -114,6 +115,13 @@ struct Engine::DraftRows {
 struct Engine::Sampled {
   std::vector<int32_t> token, status, nonfinite, top_ids;
   std::vector<float> logprob, top_logprobs;
+
+  TopLogprobs top(size_t row) const {
+    TopLogprobs found;
+    for (size_t k = row * kMaxTopLogprobs; k < (row + 1) * kMaxTopLogprobs && top_ids[k] >= 0; k++)
+      found.emplace_back(top_ids[k], top_logprobs[k]);
+    return found;
+  }
 };
 
 // A step that was started and whose results have not been seen.
@@ -143,16 +151,11 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   require(o.draft_requests > 0, "draft_requests is {}; it must be positive (draft_tokens 0 turns drafts off)",
           o.draft_requests);
   require(o.draft_file == nullptr || o.draft_tokens > 0, "a draft model without draft_tokens drafts nothing; set both");
+  require(o.window_pages >= 0, "window_pages is {}; it must be positive, or 0 for the default", o.window_pages);
   require(o.page_size > 0 && o.page_size <= 1024, "page_size is {}; it must be in [1, 1024]", o.page_size);
   if (o.context == 0) o.context = static_cast<int32_t>(std::min<int64_t>(kDefaultContext, config_.context));
   const int32_t whole = pages_for(o.context, o.page_size);
-  if (o.pages == 0) {
-    const size_t drafting = o.draft_file ? read_config(*o.draft_file).kv_bytes_per_token() : 0;
-    const size_t page_bytes = (config_.kv_bytes_per_token() + drafting) * static_cast<size_t>(o.page_size);
-    const auto affordable = static_cast<int64_t>(backend_->info().memory_free / 4 / page_bytes);
-    o.pages =
-        static_cast<int32_t>(std::clamp<int64_t>(affordable, whole, static_cast<int64_t>(whole) * o.max_requests));
-  }
+  size_cache(whole);
   require(o.pages >= whole,
           "pages is {}; one context of {} tokens takes {} pages of {}: allow more pages or ask for a shorter context",
           o.pages, o.context, whole, o.page_size);
@@ -167,7 +170,7 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   if (o.draft_file) {
     draft_model_ = std::make_unique<DraftModel>(*backend_, *o.draft_file, config_, limits, o.pages, o.page_size);
   }
-  scheduler_ = make_scheduler();
+  scheduler_ = std::make_unique<Scheduler>(scheduler_options());
   slots_ = backend_->make_sampler(o.max_requests, config_.vocab);
   masks_ = std::make_unique<StepMasks>(limits.logit_rows, config_.vocab);
   make_buffers();
@@ -184,26 +187,57 @@ void Engine::load(const StepLimits& limits) {
   try {
     fits = model_that_fits(weight_bytes_on_device(*file_), free_before);
     decoder_ = std::make_unique<Decoder>(*backend_, *file_, config_, limits, o.progress);
-    const size_t page_bytes = config_.kv_bytes_per_token() * static_cast<size_t>(o.page_size);
-    fits = cache_that_fits({o.context, o.max_requests, o.page_size, page_bytes}, backend_->info().memory_free);
-    pages_ = std::make_unique<KvPages>(*backend_, config_, o.pages, o.page_size);
+    const auto page = static_cast<size_t>(o.page_size);
+    const size_t apart = o.window_pages > 0 ? config_.window_kv_bytes_per_token() : 0;
+    const size_t free = backend_->info().memory_free, windows = apart * page * static_cast<size_t>(o.window_pages);
+    fits = cache_that_fits({o.context, o.max_requests, o.page_size, (config_.kv_bytes_per_token() - apart) * page},
+                           free - std::min(free, windows));
+    pages_ = std::make_unique<KvPages>(*backend_, config_, o.pages, o.page_size, o.window_pages);
   } catch (const Error& e) {
     if (e.code() != ErrorCode::kOutOfMemory) throw;
     throw fail(ErrorCode::kOutOfMemory, "{}; {}", e.what(), fits);
   }
 }
 
-std::unique_ptr<Scheduler> Engine::make_scheduler() const {
+SchedulerOptions Engine::scheduler_options() const {
   SchedulerOptions s;
   s.running = options_.max_requests;
   s.tokens_per_step = options_.tokens_per_step;
   s.chunk = options_.chunk;
   s.page_size = options_.page_size;
   s.pages = options_.pages;
+  s.window = config_.longest_window();
+  s.window_pages = options_.window_pages;
   s.prefix_cache = options_.prefix_cache;
   s.priority_steps = options_.priority_steps;
   s.draft_rows = draft_rows(options_);
-  return std::make_unique<Scheduler>(s);
+  return s;
+}
+
+// Pages for whole contexts, as far as a quarter of the memory goes; and for the layers with a window their own, where
+// that is less.
+void Engine::size_cache(int32_t whole) {
+  EngineOptions& o = options_;
+  const int64_t wanted = int64_t{whole} * o.max_requests;
+  const int32_t window = config_.longest_window();
+  const size_t apart = window > 0 ? config_.window_kv_bytes_per_token() : 0;
+  if (o.pages == 0) {
+    const size_t drafting = o.draft_file ? read_config(*o.draft_file).kv_bytes_per_token() : 0;
+    // Per page with its share of the windows' pages.
+    const size_t per_token = config_.kv_bytes_per_token() + drafting - apart + apart / kWindowShare;
+    const auto affordable =
+        static_cast<int64_t>(backend_->info().memory_free / 4 / (per_token * static_cast<size_t>(o.page_size)));
+    o.pages = static_cast<int32_t>(std::clamp<int64_t>(affordable, whole, wanted));
+  }
+  if (window == 0) {
+    o.window_pages = 0;
+  } else if (o.window_pages == 0) {
+    const int64_t others = int64_t{o.max_requests - 1} * (window_pages_held(window, o.page_size) + 1);
+    const int64_t running = least_window_pages(scheduler_options()) + others;
+    o.window_pages =
+        static_cast<int32_t>(std::min<int64_t>(std::max(2 * running, int64_t{o.pages} / kWindowShare), o.pages));
+  }
+  if (o.window_pages >= o.pages) o.window_pages = 0;
 }
 
 void Engine::make_buffers() {
@@ -306,6 +340,13 @@ void Engine::publish() {
   s.pages_free = scheduler_->pool().free();
   s.pages_cached = static_cast<int32_t>(scheduler_->tree().pages());
   s.pages_used = scheduler_->pages_used();
+  if (const PagePool* window = scheduler_->window_pool()) {
+    s.window_pages_total = window->total();
+    s.window_pages_free = window->free();
+    s.window_pages_cached = static_cast<int32_t>(scheduler_->tree().window_pages());
+    s.window_pages_used = scheduler_->window_pages_used();
+    s.evicted_window_pages = of.evicted_window_pages;
+  }
   const std::lock_guard lock(mutex_);
   published_ = s;
 }
@@ -386,7 +427,7 @@ Engine::StepKinds Engine::fill_inputs(const std::vector<Part>& parts, const Step
     if (tokens.back() == kUnknownToken) tokens.back() = -2 - s.unknown_row;
     tokens.insert(tokens.end(), s.drafts.begin(), s.drafts.begin() + p.drafts);
     for (int32_t i = 0; i < p.rows(); i++) step_rows_.push_back({s.id, p.start + i});
-    arrays_->add_request(s.pages, p.start, tokens);
+    arrays_->add_request({s.pages, s.window_pages}, p.start, tokens);
     for (int32_t i = 0; i < p.sampled(); i++) {
       arrays_->set_row(p.sample_row + i, p.first_row + p.count - 1 + i, s.slot, p.start + p.count + i);
     }
@@ -439,8 +480,7 @@ std::unique_ptr<Engine::Flight> Engine::launch(std::vector<Part> parts) {
   return flight;
 }
 
-void Engine::sample_rows(int32_t rows, int32_t requests, StepKinds kinds) {
-  decoder_->head(rows);
+SampleArgs Engine::sample_args(int32_t rows) const {
   SampleArgs a;
   a.logits = decoder_->logits();
   a.slots = sample_.slots.data<int32_t>();
@@ -452,6 +492,12 @@ void Engine::sample_rows(int32_t rows, int32_t requests, StepKinds kinds) {
   a.top_ids = sample_.top_ids.data<int32_t>();
   a.top_logprobs = sample_.top_logprobs.data<float>();
   a.status = sample_.status.data<int32_t>();
+  return a;
+}
+
+void Engine::sample_rows(int32_t rows, int32_t requests, StepKinds kinds) {
+  decoder_->head(rows);
+  SampleArgs a = sample_args(rows);
   if (kinds.masked) masks_->apply(a);
   if (kinds.drafts) a.drafts = drafts_->trees(requests);
   backend_->sample(*slots_, a);
@@ -499,11 +545,7 @@ TokenOutput Engine::output(const Sequence& s, const Sampled& from, size_t row, i
   out.token = from.token[row];
   const int32_t wanted = s.request.sampling.top_logprobs;
   out.logprob = wanted >= 0 ? from.logprob[row] : kNoLogprob;
-  for (int32_t i = 0; i < wanted; i++) {
-    const size_t k = row * kMaxTopLogprobs + static_cast<size_t>(i);
-    if (from.top_ids[k] < 0) break;
-    out.top.emplace_back(from.top_ids[k], from.top_logprobs[k]);
-  }
+  if (wanted > 0) out.top = from.top(row);
   return out;
 }
 
@@ -657,6 +699,25 @@ void Engine::score_prompt(const Part& part, const float* logits, int32_t first, 
     s.result.prompt_logprobs.push_back(scores[i]);
     s.result.prompt_best.push_back(best[i]);
   }
+  if (s.request.sampling.top_logprobs > 0) rank_prompt(s, logits, wanted);
+}
+
+// The likeliest tokens after rows of a prompt, by the sampler: what it draws there is of no use, and does not count.
+void Engine::rank_prompt(Sequence& s, const float* logits, int32_t rows) {
+  const auto count = static_cast<size_t>(rows);
+  const std::vector<int32_t> slots(count, s.slot), positions(count, 0);
+  backend_->upload(sample_.slots.data(), slots.data(), count * 4);
+  backend_->upload(sample_.positions.data(), positions.data(), count * 4);
+  SampleArgs a = sample_args(rows);
+  a.logits = logits;
+  a.count_output = false;
+  backend_->sample(*slots_, a);
+  Sampled ranked;
+  ranked.top_ids.resize(count * kMaxTopLogprobs);
+  ranked.top_logprobs.resize(ranked.top_ids.size());
+  backend_->download(ranked.top_ids.data(), a.top_ids, ranked.top_ids.size() * 4);
+  backend_->download(ranked.top_logprobs.data(), a.top_logprobs, ranked.top_logprobs.size() * 4);
+  for (size_t i = 0; i < count; i++) s.result.prompt_top.push_back(ranked.top(i));
 }
 
 void Engine::finish(Sequence& s, FinishReason reason, std::string error) {
@@ -664,8 +725,6 @@ void Engine::finish(Sequence& s, FinishReason reason, std::string error) {
   s.done = true;
   s.result.reason = reason;
   s.result.error = std::move(error);
-  if (s.slot_is_set) slots_->release(s.slot);
-  s.slot_is_set = false;
 }
 
 // Ends what was cancelled or has been scored, and hands out what has ended.
@@ -675,6 +734,7 @@ void Engine::retire() {
     for (const auto& s : all) {
       if (s->cancelled) finish(*s, FinishReason::kCancelled);
       if (!s->done && s->request.max_tokens == 0 && s->settled == s->size()) finish(*s, FinishReason::kLength);
+      if (s->done && std::exchange(s->slot_is_set, false)) slots_->release(s->slot);
     }
   }
   deliver(scheduler_->take_done());

@@ -24,6 +24,9 @@ struct EngineOptions {
   int32_t chunk = 0;              // longest prefill chunk; 0: as the step allows
   int32_t page_size = 16;
   int32_t pages = 0;  // of the KV cache; 0: enough for `max_requests` full contexts, at most 1/4 of free memory
+  // Of layers with a window, for themselves; 0: twice what running sequences hold, or an eighth of `pages`, whichever
+  // is more. As many as `pages`: those layers keep whole contexts like the others.
+  int32_t window_pages = 0;
   bool prefix_cache = true;
   int32_t priority_steps = 100;  // steps of waiting that one level of Request::priority is worth
   int32_t draft_tokens = 0;      // speculation: drafts a sequence and step, found in its own text; 0: none
@@ -42,6 +45,9 @@ struct EngineStats {
   int32_t pages_total = 0, pages_free = 0;
   int32_t pages_cached = 0;  // in the prefix tree, in use or not
   int32_t pages_used = 0;    // by one running sequence alone
+  // The same for layers with a window, where they have pages of their own.
+  int32_t window_pages_total = 0, window_pages_free = 0, window_pages_cached = 0, window_pages_used = 0;
+  int64_t evicted_window_pages = 0;
 };
 
 // One thread at a time steps an engine and calls what is not said to be for any thread.
@@ -99,7 +105,8 @@ class Engine {
   };
 
   void load(const StepLimits& limits);
-  std::unique_ptr<Scheduler> make_scheduler() const;
+  SchedulerOptions scheduler_options() const;
+  void size_cache(int32_t whole);
   void make_buffers();
   void receive();
   void end_overdue();
@@ -110,6 +117,7 @@ class Engine {
   StepKinds fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
   bool must_land_at_once(const std::vector<Part>& parts) const;
   std::unique_ptr<Flight> launch(std::vector<Part> parts);
+  SampleArgs sample_args(int32_t rows) const;
   void sample_rows(int32_t rows, int32_t requests, StepKinds kinds);
   void fetch(Flight& flight);
   void land(Flight& flight);
@@ -121,6 +129,7 @@ class Engine {
   void observe_residual(const Part& part);
   void observe_logits(const Part& part, const std::vector<float>& of_sampled);
   void score_prompt(const Part& part, const float* logits, int32_t first, int32_t rows);
+  void rank_prompt(Sequence& s, const float* logits, int32_t rows);
   void finish(Sequence& s, FinishReason reason, std::string error = {});
   void retire();
   void deliver(Scheduler::Sequences ended);

@@ -13,10 +13,35 @@ void insert_in_order(Scheduler::Sequences& into, std::unique_ptr<Sequence> s) {
   into.insert(place, std::move(s));
 }
 
+int32_t pages_for(int32_t tokens, int32_t page_size) { return (tokens + page_size - 1) / page_size; }
+
+// Whole pages before a page's first token that this token may see.
+int32_t window_reach(const SchedulerOptions& o) { return pages_for(o.window - 1, o.page_size); }
+
+std::optional<PagePool> make_window_pool(const SchedulerOptions& o) {
+  if (o.window_pages == 0) return std::nullopt;
+  require(o.window > 0 && o.window_pages >= least_window_pages(o),
+          "window_pages is {}; a window of {} tokens with {} tokens a step and {} a page takes {}", o.window_pages,
+          o.window, o.tokens_per_step, o.page_size, least_window_pages(o));
+  return PagePool(o.window_pages);
+}
+
 }  // namespace
 
+int32_t window_pages_held(int32_t window, int32_t page_size) {
+  return window > 0 ? pages_for(window - 1, page_size) + 1 : 0;
+}
+
+int32_t least_window_pages(const SchedulerOptions& o) {
+  const int32_t chunk = o.chunk > 0 ? std::min(o.chunk + o.draft_rows, o.tokens_per_step) : o.tokens_per_step;
+  return window_pages_held(o.window, o.page_size) + pages_for(2 * chunk, o.page_size) + 1;
+}
+
 Scheduler::Scheduler(const SchedulerOptions& options)
-    : options_(options), pool_(options.pages), tree_(pool_, options.page_size) {
+    : options_(options),
+      pool_(options.pages),
+      window_pool_(make_window_pool(options)),
+      tree_(pool_, options.page_size, {window_pool_ ? &*window_pool_ : nullptr, window_reach(options)}) {
   for (int32_t i = options_.running - 1; i >= 0; i--) free_slots_.push_back(i);
 }
 
@@ -41,6 +66,14 @@ int32_t Scheduler::pages_used() const {
   int32_t used = 0;
   for (const auto& s : running_) used += static_cast<int32_t>(s->pages.size()) - s->shared;
   return used;
+}
+
+int32_t Scheduler::window_pages_used() const {
+  int32_t used = 0;
+  for (const auto& s : running_) {
+    used += static_cast<int32_t>(s->window_pages.size()) - std::max(s->shared, s->window_begin);
+  }
+  return window_pool_ ? used : 0;
 }
 
 // While places are free, and then while one behind in the order holds a place that it can leave.
@@ -76,8 +109,11 @@ bool Scheduler::may_share(const Sequence& s) const {
 }
 
 void Scheduler::attach_prefix(Sequence& s) {
-  s.pages = tree_.match(std::span(s.tokens).first(s.tokens.size() - 1));
+  PrefixTree::Match found = tree_.match(std::span(s.tokens).first(s.tokens.size() - 1));
+  s.pages = std::move(found.pages);
+  s.window_pages = std::move(found.window);
   s.shared = static_cast<int32_t>(s.pages.size());
+  if (window_pool_) s.window_begin = std::max(0, s.shared - window_reach(options_));
   s.computed = s.settled = s.shared * options_.page_size;
   if (s.result.tokens.empty()) s.result.cached_tokens = s.computed;
   stats_.cached_tokens += s.computed;
@@ -100,24 +136,27 @@ bool Scheduler::waits_for_prefix(const Sequence& s) const {
 }
 
 bool Scheduler::reserve(Sequence& s, int32_t tokens) {
-  const int32_t needed = (tokens + options_.page_size - 1) / options_.page_size;
-  while (static_cast<int32_t>(s.pages.size()) < needed) {
-    const PageId page = pool_.allocate();
-    if (page >= 0) {
-      s.pages.push_back(page);
-    } else if (!make_room(s)) {
-      return false;
+  const auto needed = static_cast<size_t>(pages_for(tokens, options_.page_size));
+  for (const bool in_window : {false, true}) {
+    if (in_window && !window_pool_) break;
+    std::vector<PageId>& pages = in_window ? s.window_pages : s.pages;
+    while (pages.size() < needed) {
+      const PageId page = in_window ? window_pool_->allocate() : pool_.allocate();
+      if (page >= 0) {
+        pages.push_back(page);
+      } else if (!make_room(s, in_window)) {
+        return false;
+      }
     }
   }
   return true;
 }
 
 // Frees a page: from the cache if it can, else from the last sequence behind the one that wants it.
-bool Scheduler::make_room(const Sequence& wanting) {
-  if (const int32_t freed = tree_.evict(1); freed > 0) {
-    stats_.evicted_pages += freed;
-    return true;
-  }
+bool Scheduler::make_room(const Sequence& wanting, bool in_window) {
+  const int32_t freed = in_window ? tree_.evict_window(1) : tree_.evict(1);
+  (in_window ? stats_.evicted_window_pages : stats_.evicted_pages) += freed;
+  if (freed > 0) return true;
   for (auto it = running_.rbegin(); it != running_.rend() && it->get() != &wanting; ++it) {
     if ((*it)->pages.empty() || (*it)->done) continue;
     preempt(**it);
@@ -128,8 +167,12 @@ bool Scheduler::make_room(const Sequence& wanting) {
 
 void Scheduler::release_pages(Sequence& s) {
   for (const PageId p : s.pages) pool_.release(p);
+  for (size_t i = static_cast<size_t>(s.window_begin); i < s.window_pages.size(); i++) {
+    window_pool_->release(s.window_pages[i]);
+  }
   s.pages.clear();
-  s.shared = 0;
+  s.window_pages.clear();
+  s.shared = s.window_begin = 0;
 }
 
 // Gives up a sequence's pages; it will be computed again, to the same bits.
@@ -178,7 +221,8 @@ void Scheduler::add_drafts(std::vector<Part>& parts, const Propose& propose) {
     Sequence& s = *p.sequence;
     s.drafts.clear();
     if (!propose || left <= 0 || !p.samples() || !s.request.speculate) continue;
-    const auto room = static_cast<int32_t>(s.pages.size()) + pool_.free();
+    const int32_t free = window_pool_ ? std::min(pool_.free(), window_pool_->free()) : pool_.free();
+    const auto room = static_cast<int32_t>(s.pages.size()) + free;
     const int32_t most = std::min(left, room * options_.page_size - s.size());
     if (most <= 0) continue;
     s.drafts = propose(s, most);
@@ -219,16 +263,25 @@ void Scheduler::settle(const Part& part) {
   if (part.preemptions != s.result.preemptions) return;  // its pages have gone
   s.computed = std::max(s.computed, end);
   s.settled = end;
-  if (!options_.prefix_cache || s.result.reason == FinishReason::kError) return;
-  const int32_t whole = end / options_.page_size;
+  if (options_.prefix_cache && s.result.reason != FinishReason::kError) share_pages(s);
+  if (window_pool_) leave_window(s);
+}
+
+void Scheduler::share_pages(Sequence& s) {
+  const int32_t whole = s.settled / options_.page_size;
   if (whole <= s.shared) return;
-  const auto tokens = std::span(s.tokens).first(static_cast<size_t>(whole) * static_cast<size_t>(options_.page_size));
-  tree_.insert(tokens, std::span(s.pages).first(static_cast<size_t>(whole)));
-  // Where another sequence computed the same tokens at the same time, the tree has its pages: take those and free the
-  // copies. So whoever uses a page of the tree uses all before it, and what nobody uses can always be evicted.
-  const std::vector<PageId> pages = tree_.match(tokens);
-  for (size_t i = 0; i < pages.size(); i++) pool_.release(std::exchange(s.pages[i], pages[i]));
+  const auto count = static_cast<size_t>(whole);
+  const auto tokens = std::span(s.tokens).first(count * static_cast<size_t>(options_.page_size));
+  tree_.share(tokens, std::span(s.pages).first(count), std::span(s.window_pages).first(window_pool_ ? count : 0));
   s.shared = whole;
+}
+
+// Gives up the pages before the first key that the next token sees. A step under way comes before whoever gets them.
+void Scheduler::leave_window(Sequence& s) {
+  const int32_t first = std::max(0, s.settled - options_.window + 1) / options_.page_size;
+  for (; s.window_begin < first; s.window_begin++) {
+    window_pool_->release(std::exchange(s.window_pages[static_cast<size_t>(s.window_begin)], -1));
+  }
 }
 
 Scheduler::Sequences Scheduler::take_done() {

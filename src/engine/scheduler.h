@@ -13,8 +13,13 @@
 // of it later adds its own and what those it overtakes compute again. A running request behind whose count of sampled
 // tokens matters (presence and frequency penalties) keeps its place, though not its pages; it is one of "those that
 // run".
+//
+// Layers with a window can have pages of their own, of which a sequence gives up those that no token to come sees. The
+// prefix tree keeps them for others while there is room; so a long sequence holds no more of them than the window and
+// the steps under way take, and a prefix stays usable where its end was seen lately.
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -29,14 +34,21 @@ struct SchedulerOptions {
   int32_t tokens_per_step = 512;  // at least `running`
   int32_t chunk = 0;              // longest prefill chunk; 0: as the step allows
   int32_t page_size = 16, pages = 0;
+  // The longest window of the layers with one, and the pages that they have for themselves; 0: they share the others'.
+  int32_t window = 0, window_pages = 0;
   bool prefix_cache = true;
   int32_t priority_steps = 100;  // steps of waiting that one level of priority is worth
   int32_t draft_rows = 0;        // drafts in a step, of all sequences together
 };
 
 struct SchedulerStats {
-  int64_t cached_tokens = 0, preemptions = 0, evicted_pages = 0;
+  int64_t cached_tokens = 0, preemptions = 0, evicted_pages = 0, evicted_window_pages = 0;
 };
+
+// Pages of a window's layers that one sequence holds at most, once its steps have ended; 0 without a window.
+int32_t window_pages_held(int32_t window, int32_t page_size);
+// The fewest SchedulerOptions::window_pages: what one sequence can take by itself, two steps under way.
+int32_t least_window_pages(const SchedulerOptions& options);
 
 class Scheduler {
  public:
@@ -71,9 +83,11 @@ class Scheduler {
   std::span<const std::unique_ptr<Sequence>> running() const { return running_; }  // in order
   std::span<const std::unique_ptr<Sequence>> waiting() const { return waiting_; }  // in order
   const PagePool& pool() const { return pool_; }
+  const PagePool* window_pool() const { return window_pool_ ? &*window_pool_ : nullptr; }
   const PrefixTree& tree() const { return tree_; }
   const SchedulerStats& stats() const { return stats_; }
   int32_t pages_used() const;  // by one running sequence alone
+  int32_t window_pages_used() const;
 
  private:
   void start_waiting();
@@ -81,7 +95,9 @@ class Scheduler {
   void attach_prefix(Sequence& s);
   bool waits_for_prefix(const Sequence& s) const;
   bool reserve(Sequence& s, int32_t tokens);
-  bool make_room(const Sequence& wanting);
+  bool make_room(const Sequence& wanting, bool in_window);
+  void share_pages(Sequence& s);
+  void leave_window(Sequence& s);
   void release_pages(Sequence& s);
   void preempt(Sequence& s);
   std::vector<Part> choose();
@@ -90,6 +106,7 @@ class Scheduler {
 
   SchedulerOptions options_;
   PagePool pool_;
+  std::optional<PagePool> window_pool_;
   PrefixTree tree_;
   std::vector<int32_t> free_slots_;
   Sequences waiting_, running_;  // each in order

@@ -24,6 +24,10 @@ struct Sequence {
   int32_t unknown_row = -1;     // of the rows that the step under way samples: the last token's; -1: all are known
   int32_t scored = 0;           // positions that were handed out (prompt_logprobs, on_logits, on_residual)
   std::vector<PageId> pages;
+  // Of the layers with a window, where they have pages of their own: as many, those that no token to come sees given
+  // up.
+  std::vector<PageId> window_pages;
+  int32_t window_begin = 0;  // leading ones of them that are given up: -1
   int32_t shared = 0;        // leading pages that are the prefix tree's
   int32_t slot = -1;         // of the sampler, while running
   bool slot_is_set = false;  // the sampler's slot knows this sequence

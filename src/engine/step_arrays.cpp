@@ -34,7 +34,7 @@ PageTable::PageTable(Buffer table, int32_t requests, int32_t stride)
 void PageTable::set(size_t row, std::span<const PageId> pages) {
   for (size_t i = 0; i < pages.size(); i++) {
     const size_t at = row * stride_ + i;
-    if (std::exchange(sent_[at], pages[i]) == pages[i]) continue;
+    if (pages[i] < 0 || std::exchange(sent_[at], pages[i]) == pages[i]) continue;
     first_ = std::min(first_, at);
     last_ = std::max(last_, at + 1);
   }
@@ -52,7 +52,8 @@ StepArrays::StepArrays(const Decoder& decoder, const Buffer& slots, const Buffer
       position_buffer_(positions),
       nonfinite_(decoder.nonfinite()),
       page_size_(page_size),
-      table_(inputs_.page_table, decoder.limits().requests, decoder.limits().table_stride) {}
+      table_(inputs_.page_table, decoder.limits().requests, decoder.limits().table_stride),
+      window_table_(inputs_.window_table, decoder.limits().requests, decoder.limits().table_stride) {}
 
 void StepArrays::start(const StepShape& shape, int32_t logit_rows) {
   const auto tokens = static_cast<size_t>(shape.tokens), requests = static_cast<size_t>(shape.requests),
@@ -60,6 +61,7 @@ void StepArrays::start(const StepShape& shape, int32_t logit_rows) {
   token_.assign(tokens, -1);
   position_.assign(tokens, 0);
   place_.assign(tokens, -1);
+  window_place_.assign(inputs_.window_slots.data() != nullptr ? tokens : 0, -1);
   no_flags_.assign(tokens, 0);
   start_.assign(requests + 1, 0);
   kv_.assign(requests, 0);
@@ -70,17 +72,21 @@ void StepArrays::start(const StepShape& shape, int32_t logit_rows) {
   drawn_ = false;
 }
 
-void StepArrays::add_request(std::span<const PageId> pages, int32_t position, std::span<const int32_t> tokens) {
+void StepArrays::add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens) {
+  const auto place = [this](std::span<const PageId> of, int32_t at) {
+    return static_cast<int64_t>(of[static_cast<size_t>(at / page_size_)]) * page_size_ + at % page_size_;
+  };
   for (const int32_t token : tokens) {
     token_[tokens_] = token;
     drawn_ = drawn_ || token < -1;
     position_[tokens_] = position;
-    place_[tokens_] =
-        static_cast<int64_t>(pages[static_cast<size_t>(position / page_size_)]) * page_size_ + position % page_size_;
+    place_[tokens_] = place(pages.all, position);
+    if (!pages.window.empty()) window_place_[tokens_] = place(pages.window, position);
     tokens_++;
     position++;
   }
-  table_.set(requests_, pages);
+  table_.set(requests_, pages.all);
+  window_table_.set(requests_, pages.window);
   kv_[requests_++] = position;
   start_[requests_] = static_cast<int32_t>(tokens_);
 }
@@ -99,6 +105,10 @@ std::vector<Upload> StepArrays::uploads() {
                                  all(inputs_.kv_len.data(), kv_),      table_.changes(),
                                  all(inputs_.logit_rows.data(), row_), all(slot_buffer_.data(), slot_),
                                  all(position_buffer_.data(), at_),    all(nonfinite_, no_flags_)};
+  if (inputs_.window_slots.data() != nullptr) {
+    uploads.push_back(all(inputs_.window_slots.data(), window_place_));
+    uploads.push_back(window_table_.changes());
+  }
   if (drawn_) uploads[0].drawn = inputs_.sampled.data<int32_t>();
   return uploads;
 }

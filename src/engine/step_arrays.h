@@ -14,6 +14,7 @@ namespace isobit {
 class PageTable {
  public:
   PageTable(Buffer table, int32_t requests, int32_t stride);
+  // Pages of -1 leave what stood there: nobody reads it.
   void set(size_t row, std::span<const PageId> pages);
   // From the first change to the last, once.
   Upload changes();
@@ -34,8 +35,13 @@ class StepArrays {
   StepArrays(const Decoder& decoder, const Buffer& slots, const Buffer& positions, int32_t page_size);
 
   void start(const StepShape& shape, int32_t logit_rows);
+  // Where a request's keys and values are. `window`: of layers with pages of their own, -1 for pages out of sight; or
+  // empty.
+  struct Pages {
+    std::span<const PageId> all, window;
+  };
   // The next request's tokens, from `position` on. One of -2 - r is what row r of the step before has sampled.
-  void add_request(std::span<const PageId> pages, int32_t position, std::span<const int32_t> tokens);
+  void add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens);
   // Sampled row `row`: after the step's `token`-th token, by the sampler's `slot`, for `position`.
   void set_row(int32_t row, int32_t token, int32_t slot, int32_t position);
   // What to send; valid until the next start().
@@ -46,9 +52,9 @@ class StepArrays {
   Buffer slot_buffer_, position_buffer_;
   int32_t* nonfinite_;
   int32_t page_size_;
-  PageTable table_;
+  PageTable table_, window_table_;
   std::vector<int32_t> token_, position_, start_, kv_, row_, slot_, at_, no_flags_;
-  std::vector<int64_t> place_;
+  std::vector<int64_t> place_, window_place_;
   size_t tokens_ = 0, requests_ = 0;
   bool drawn_ = false;
 };

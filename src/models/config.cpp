@@ -76,6 +76,18 @@ size_t ModelConfig::kv_bytes_per_token() const {
   return dtype_bytes(type, elements);
 }
 
+int32_t ModelConfig::longest_window() const {
+  int32_t longest = 0;
+  for (const LayerConfig& l : layers) longest = std::max(longest, l.window);
+  return longest;
+}
+
+size_t ModelConfig::window_kv_bytes_per_token() const {
+  size_t elements = 0;
+  for (const LayerConfig& l : layers) elements += l.window > 0 ? static_cast<size_t>(2 * l.kv_columns()) : 0;
+  return dtype_bytes(type, elements);
+}
+
 int64_t ModelConfig::least_context(int64_t engines) const {
   int64_t least = 0;
   for (const RopeConfig& r : ropes) {

@@ -69,6 +69,8 @@ struct ModelConfig {
 
   int64_t layer_count() const { return static_cast<int64_t>(layers.size()); }
   size_t kv_bytes_per_token() const;
+  int32_t longest_window() const;            // of all layers; 0: none has one
+  size_t window_kv_bytes_per_token() const;  // of kv_bytes_per_token(), those of layers with a window
   // The shortest context whose engine has the bits of one with the context `engines`: 0 unless LongRoPE's long
   // frequencies are in use (N25).
   int64_t least_context(int64_t engines) const;

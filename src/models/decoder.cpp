@@ -12,19 +12,22 @@
 
 namespace isobit {
 
-KvPages::KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int32_t page_size)
-    : pages_(pages), page_size_(page_size) {
-  buffer_ = backend.allocate(config.kv_bytes_per_token() * static_cast<size_t>(pages * page_size),
-                             fmt::format("the KV cache ({} pages of {} tokens)", pages, page_size));
+KvPages::KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int32_t page_size, int64_t window_pages)
+    : pages_(pages), window_pages_(window_pages), page_size_(page_size) {
+  const auto bytes = [&](size_t per_token, int64_t of) { return per_token * static_cast<size_t>(of * page_size); };
+  const size_t all = config.kv_bytes_per_token(), apart = has_window_pages() ? config.window_kv_bytes_per_token() : 0;
+  buffer_ = backend.allocate(
+      bytes(all - apart, pages) + bytes(apart, window_pages),
+      fmt::format("the KV cache ({} pages of {} tokens, {} for layers with a window)", pages, page_size, window_pages));
   auto* at = buffer_.data<std::byte>();
   for (const LayerConfig& layer : config.layers) {
     KvCacheView view;
-    view.pages = pages;
+    view.pages = has_window_pages() && layer.window > 0 ? window_pages : pages;
     view.kv_heads = layer.kv_heads;
     view.page_size = page_size;
     view.head_dim = layer.head_dim;
     view.type = config.type;
-    const size_t plane = dtype_bytes(config.type, static_cast<size_t>(pages * view.page_elements()));
+    const size_t plane = dtype_bytes(config.type, static_cast<size_t>(view.pages * view.page_elements()));
     view.k = at;
     view.v = at + plane;
     at += 2 * plane;
@@ -232,6 +235,10 @@ void Decoder::make_buffers() {
   inputs_.query_start = buffer((requests + 1) * 4, "step inputs");
   inputs_.kv_len = buffer(requests * 4, "step inputs");
   inputs_.page_table = buffer(requests * static_cast<size_t>(limits_.table_stride) * 4, "page tables");
+  if (c.longest_window() > 0) {
+    inputs_.window_slots = buffer(inputs_.slots.bytes(), "step inputs");
+    inputs_.window_table = buffer(inputs_.page_table.bytes(), "page tables");
+  }
   inputs_.logit_rows = buffer(rows * 4, "step inputs");
   inputs_.sampled = buffer(rows * 4, "sampling");
   residual_ = buffer(tokens * hidden * 4, "the residual stream");
@@ -296,6 +303,7 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
   const ModelConfig& c = config_;
   const LayerConfig& l = c.layers[static_cast<size_t>(index)];
   const RmsNormArgs norm = norm_of_residual(layer.attention_norm, shape.tokens);
+  const bool own_pages = l.window > 0 && pages.has_window_pages();
 
   GemmArgs project;
   project.x = normed_.data<uint16_t>();
@@ -308,7 +316,7 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
   RopeCacheArgs rope;
   rope.qkv = qkv_.data<float>();
   rope.positions = inputs_.positions.data<int32_t>();
-  rope.slots = inputs_.slots.data<int64_t>();
+  rope.slots = (own_pages ? inputs_.window_slots : inputs_.slots).data<int64_t>();
   rope.count = shape.tokens;
   rope.q_heads = l.q_heads;
   if (l.rope >= 0) {
@@ -342,7 +350,7 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
   attend.cache = pages.layer(index);
   attend.query_start = inputs_.query_start.data<int32_t>();
   attend.kv_len = inputs_.kv_len.data<int32_t>();
-  attend.page_table = inputs_.page_table.data<int32_t>();
+  attend.page_table = (own_pages ? inputs_.window_table : inputs_.page_table).data<int32_t>();
   attend.tokens = shape.tokens;
   attend.requests = shape.requests;
   attend.q_heads = l.q_heads;

@@ -30,19 +30,23 @@ struct StepInputs {
   Buffer query_start;  // int32 [requests + 1]
   Buffer kv_len;       // int32 [requests], 0: padding
   Buffer page_table;   // int32 [requests, table_stride]
-  Buffer logit_rows;   // int32 [logit_rows], -1: padding
-  Buffer sampled;      // int32 [logit_rows]: what the step before drew; not the host's
+  // The same for the layers with a window, where they have pages of their own; null in a model without any.
+  Buffer window_slots, window_table;
+  Buffer logit_rows;  // int32 [logit_rows], -1: padding
+  Buffer sampled;     // int32 [logit_rows]: what the step before drew; not the host's
 };
 
 struct StepShape {
   int32_t tokens = 0, requests = 0, max_query = 0, max_kv = 0;
 };
 
-// The keys and values of all layers: page p of every layer belongs to the same tokens. Layers may differ in shape.
+// The keys and values of all layers: page p of every layer belongs to the same tokens. Layers may differ in shape. With
+// `window_pages` the layers with a window have so many pages, numbered by themselves.
 class KvPages {
  public:
-  KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int32_t page_size);
+  KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int32_t page_size, int64_t window_pages = 0);
   const KvCacheView& layer(int64_t i) const { return views_[static_cast<size_t>(i)]; }
+  bool has_window_pages() const { return window_pages_ > 0; }
   int64_t pages() const { return pages_; }
   int32_t page_size() const { return page_size_; }
   size_t bytes() const { return buffer_.bytes(); }
@@ -50,7 +54,7 @@ class KvPages {
  private:
   Buffer buffer_;
   std::vector<KvCacheView> views_;
-  int64_t pages_;
+  int64_t pages_, window_pages_;
   int32_t page_size_;
 };
 

@@ -53,6 +53,14 @@ void add_engine(Page& page, const EngineThread& engine, const EngineStats& s) {
   page.sample("kv_pages", s.pages_cached, "state=\"cached\"");
   page.sample("kv_pages", s.pages_used, "state=\"used\"");
   page.one("kv_pages_total", "gauge", s.pages_total, "Pages of the KV cache");
+  if (s.window_pages_total > 0) {
+    page.head("kv_window_pages", "gauge", "Pages of the layers with a window; free + cached + used is their total");
+    page.sample("kv_window_pages", s.window_pages_free, "state=\"free\"");
+    page.sample("kv_window_pages", s.window_pages_cached, "state=\"cached\"");
+    page.sample("kv_window_pages", s.window_pages_used, "state=\"used\"");
+    page.one("kv_window_pages_total", "gauge", s.window_pages_total, "Pages of the layers with a window");
+    page.one("evicted_window_pages_total", "counter", d(s.evicted_window_pages), "Cached pages of them given up");
+  }
   page.one("steps_total", "counter", d(s.steps), "Steps of the model");
   page.one("computed_tokens_total", "counter", d(s.computed_tokens), "Tokens computed, drafts included");
   page.one("sampled_tokens_total", "counter", d(s.sampled_tokens), "Tokens sampled");

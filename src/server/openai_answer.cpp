@@ -19,6 +19,7 @@ class OpenAiGeneration final : public Generation {
   Json choice_json(size_t index) const;
   Json logprobs_json(const Choice& choice, size_t from) const;
   Json chat_logprob(const TokenOutput& out) const;
+  Json by_text(const TopLogprobs& top) const;
   Json text_logprobs(const Choice& choice, size_t from) const;
   Json envelope(bool chunk) const;
   Json usage() const;
@@ -127,6 +128,13 @@ Json OpenAiGeneration::chat_logprob(const TokenOutput& out) const {
   return j;
 }
 
+Json OpenAiGeneration::by_text(const TopLogprobs& top) const {
+  Json values = Json::object();
+  for (const auto& [token, logprob] : top)
+    values[std::string(serving().session.tokenizer().token_bytes(token))] = finite_logprob(logprob);
+  return values;
+}
+
 Json OpenAiGeneration::text_logprobs(const Choice& c, size_t from) const {
   Json tokens = Json::array(), values = Json::array(), top = Json::array(), offsets = Json::array();
   size_t offset = 0;
@@ -141,14 +149,14 @@ Json OpenAiGeneration::text_logprobs(const Choice& c, size_t from) const {
   if (request().echo) {
     const auto& prompt = prompt_of(c);
     const std::vector<float>& scored = c.result.prompt_logprobs;  // of a request that ran out of time not all
-    for (size_t i = 0; i < prompt.size(); i++)
-      add(prompt[i], i == 0 || i > scored.size() ? Json() : Json(finite_logprob(scored[i - 1])), Json());
+    const std::vector<TopLogprobs>& ranked = c.result.prompt_top;
+    for (size_t i = 0; i < prompt.size(); i++) {
+      add(prompt[i], i == 0 || i > scored.size() ? Json() : Json(finite_logprob(scored[i - 1])),
+          i == 0 || i > ranked.size() ? Json() : by_text(ranked[i - 1]));
+    }
   }
   for (size_t i = from; i < c.tokens.size(); i++) {
-    Json best = Json::object();
-    for (const auto& [token, logprob] : c.tokens[i].top)
-      best[std::string(serving().session.tokenizer().token_bytes(token))] = finite_logprob(logprob);
-    add(c.tokens[i].token, finite_logprob(c.tokens[i].logprob), std::move(best));
+    add(c.tokens[i].token, finite_logprob(c.tokens[i].logprob), by_text(c.tokens[i].top));
   }
   return {{"tokens", tokens}, {"token_logprobs", values}, {"top_logprobs", top}, {"text_offset", offsets}};
 }

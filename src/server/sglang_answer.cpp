@@ -31,7 +31,9 @@ class SglangGeneration final : public Generation {
   Json choice_json(size_t index) const;
   Json finish_reason(const Choice& choice) const;
   Json input_logprobs(const Choice& choice) const;
+  Json input_top(const Choice& choice) const;
   void add_logprobs(const Choice& choice, Json& meta) const;
+  Json entries(const TopLogprobs& top) const;
   Json entry(int32_t token, Json logprob) const;
 
   SglangOptions options_;
@@ -81,17 +83,33 @@ Json SglangGeneration::input_logprobs(const Choice& c) const {
   return input;
 }
 
+// Beside input_logprobs: the likeliest tokens at those places.
+Json SglangGeneration::input_top(const Choice& c) const {
+  Json input = Json::array();
+  if (!request().prompt_logprobs) return input;
+  const std::vector<TopLogprobs>& ranked = c.result.prompt_top;  // at tokens 1, 2, …
+  for (auto i = static_cast<size_t>(options_.logprob_start); i < prompt_of(c).size(); i++)
+    input.push_back(i == 0 || i > ranked.size() ? Json() : entries(ranked[i - 1]));
+  return input;
+}
+
+Json SglangGeneration::entries(const TopLogprobs& top) const {
+  Json all = Json::array();
+  for (const auto& [token, logprob] : top) all.push_back(entry(token, finite_logprob(logprob)));
+  return all;
+}
+
 void SglangGeneration::add_logprobs(const Choice& c, Json& meta) const {
   Json output = Json::array(), top = Json::array();
   for (const TokenOutput& t : c.tokens) {
     output.push_back(entry(t.token, finite_logprob(t.logprob)));
-    Json best = Json::array();
-    for (const auto& [token, logprob] : t.top) best.push_back(entry(token, finite_logprob(logprob)));
-    top.push_back(std::move(best));
+    top.push_back(entries(t.top));
   }
   if (c.done) meta["input_token_logprobs"] = input_logprobs(c);
   meta["output_token_logprobs"] = std::move(output);
-  if (request().sampling.top_logprobs > 0) meta["output_top_logprobs"] = std::move(top);
+  if (request().sampling.top_logprobs == 0) return;
+  if (c.done) meta["input_top_logprobs"] = input_top(c);
+  meta["output_top_logprobs"] = std::move(top);
 }
 
 }  // namespace

@@ -134,6 +134,12 @@ class Sglang(Case):
         self.assertTrue(all(len(t) == 3 for t in meta["output_top_logprobs"]))
         score = self.server.post("/v1/score", {"tokens": list(b"Once upon") + a["output_ids"]})
         self.assertEqual([t[0] for t in meta["input_token_logprobs"] + meta["output_token_logprobs"]], score["logprobs"])
+        # What was sampled, given as a prompt: the same likeliest tokens, to the last bit.
+        tops = self.generate(input_ids=list(b"Once upon") + a["output_ids"], return_logprob=True, logprob_start_len=0,
+                             top_logprobs_num=3, return_text_in_logprobs=True, sampling_params={"max_new_tokens": 1})
+        tops = tops["meta_info"]["input_top_logprobs"]
+        self.assertIsNone(tops[0])
+        self.assertEqual(tops, meta["input_top_logprobs"] + meta["output_top_logprobs"])
         late = self.generate(text="Once upon", return_logprob=True, logprob_start_len=5, sampling_params={"max_new_tokens": 1})
         self.assertEqual([t[1] for t in late["meta_info"]["input_token_logprobs"]], list(b"upon"))
         none = self.generate(text="Once upon", return_logprob=True, sampling_params={"max_new_tokens": 1})

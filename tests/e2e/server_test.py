@@ -217,6 +217,14 @@ class Answers(Case):
         self.assertEqual(scored["logprobs"][4:], a["choices"][0]["logprobs"]["token_logprobs"])
         echo = self.server.post("/v1/completions", {"prompt": tokens, "max_tokens": 0, "echo": True, "logprobs": 0})
         self.assertEqual(echo["choices"][0]["logprobs"]["token_logprobs"], scored["logprobs"])
+        best = self.server.post("/v1/completions", {"prompt": tokens, "max_tokens": 1, "echo": True, "logprobs": 2, "seed": 6})
+        best = best["choices"][0]["logprobs"]
+        self.assertEqual(best["token_logprobs"][:-1], scored["logprobs"])
+        self.assertIsNone(best["top_logprobs"][0])
+        for top, token, argmax, logprob in zip(best["top_logprobs"][1:], tokens[1:], scored["argmax"], scored["logprobs"][1:]):
+            self.assertIn(len(top), (1, 2))  # tokens that are no text of their own may look alike
+            if len(top) == 2:
+                self.assertEqual(max(top.values()) == logprob, token == argmax)
 
     def test_deadline(self):
         a = self.server.post("/v1/completions", {"prompt": "x", "max_tokens": 500, "ignore_eos": True, "timeout": 0.001})

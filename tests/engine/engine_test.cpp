@@ -178,6 +178,29 @@ TEST_F(EngineTest, LogprobsAreThoseOfTheLogits) {
   }
 }
 
+// At a prompt's places the likeliest tokens are those that sampling reports there.
+TEST_F(EngineTest, TheLikeliestOfAPrompt) {
+  EngineOptions o;
+  o.tokens_per_step = 9;  // several steps a prompt
+  const auto e = engine(o);
+  Request r = request(20, 6);
+  r.sampling.temperature = 1;
+  r.sampling.top_logprobs = 4;
+  const Result sampled = finish(*e, r);
+  for (const TokenOutput& t : sampled.tokens) r.prompt.push_back(t.token);
+  r.prompt_logprobs = true;
+  for (const int32_t answer : {0, 1}) {
+    r.max_tokens = answer;
+    const Result scored = finish(*e, r);
+    ASSERT_EQ(scored.prompt_top.size(), r.prompt.size() - 1);
+    for (size_t i = 0; i < scored.prompt_top.size(); i++) {
+      ASSERT_EQ(scored.prompt_top[i].size(), 4);
+      EXPECT_EQ(scored.prompt_top[i][0].first, scored.prompt_best[i]);
+    }
+    for (size_t i = 0; i < sampled.tokens.size(); i++) EXPECT_EQ(scored.prompt_top[19 + i], sampled.tokens[i].top);
+  }
+}
+
 TEST_F(EngineTest, SeedsDecide) {
   const auto e = engine();
   Request r = request(5, 20);

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <set>
@@ -37,6 +38,7 @@ class Simulation {
   explicit Simulation(Random& random)
       : random_(random), options_(draw(random)), ahead_(random.below(2) == 0), scheduler_(options_) {
     cache_.resize(static_cast<size_t>(options_.pages * options_.page_size), 0);
+    window_cache_.resize(static_cast<size_t>(options_.window_pages * options_.page_size), 0);
   }
 
   void step() {
@@ -63,6 +65,9 @@ class Simulation {
     land(std::exchange(flight_, {}));
     scheduler_.flush();
     EXPECT_EQ(scheduler_.pool().free(), options_.pages) << "pages leaked";
+    if (options_.window_pages > 0) {
+      EXPECT_EQ(scheduler_.window_pool()->free(), options_.window_pages) << "window pages leaked";
+    }
   }
 
   const SchedulerOptions& options() const { return options_; }
@@ -90,6 +95,10 @@ class Simulation {
     o.prefix_cache = random.below(4) != 0;
     o.priority_steps = random.below(20);
     o.draft_rows = random.below(2) == 0 ? 0 : random.below(o.tokens_per_step - o.running + 1);
+    if (random.below(2) == 0) return o;
+    o.window = 1 + random.below(20);
+    o.window_pages = least_window_pages(o);
+    o.window_pages += random.below(o.window_pages);
     return o;
   }
 
@@ -173,9 +182,18 @@ class Simulation {
       EXPECT_TRUE(scheduler_.waiting()[i - 1]->ahead_of(*scheduler_.waiting()[i]));
   }
 
-  size_t place(const Sequence& s, int32_t position) const {
-    return static_cast<size_t>(s.pages[static_cast<size_t>(position / options_.page_size)] * options_.page_size +
+  size_t place(const std::vector<PageId>& pages, int32_t position) const {
+    return static_cast<size_t>(pages[static_cast<size_t>(position / options_.page_size)] * options_.page_size +
                                position % options_.page_size);
+  }
+
+  // The entry of a token that is computed now, or what such a token sees.
+  void visit(uint64_t& entry, uint64_t value, bool writes, const Sequence& s, int32_t position) {
+    if (writes) {
+      entry = value;
+    } else {
+      EXPECT_EQ(entry, value) << "request " << s.id << " reads another text's entry at " << position;
+    }
   }
 
   // A part of a step that was started, and what it has sampled.
@@ -208,12 +226,9 @@ class Simulation {
     uint64_t h = 1;
     for (int32_t i = 0; i < p.start + p.rows(); i++) {
       h = mix(h, text[static_cast<size_t>(i)]);
-      uint64_t& entry = cache_[place(s, i)];
-      if (i >= p.start) {
-        entry = h;
-      } else {
-        EXPECT_EQ(entry, h) << "request " << s.id << " reads another text's entry at " << i;
-      }
+      visit(cache_[place(s.pages, i)], h, i >= p.start, s, i);
+      if (options_.window_pages > 0 && i > p.start - options_.window)
+        visit(window_cache_[place(s.window_pages, i)], h, i >= p.start, s, i);
     }
     text.resize(static_cast<size_t>(p.start + p.count));
     for (int32_t i = 0; i < p.sampled(); i++) {
@@ -264,6 +279,23 @@ class Simulation {
     for (const auto& s : scheduler_.running()) held += static_cast<int64_t>(s->pages.size());
     for (PageId p = 0; p < pool.total(); p++) counted += pool.references(p);
     EXPECT_EQ(held, counted);
+    if (options_.window_pages > 0) check_window_pages();
+  }
+
+  // Likewise; and no sequence holds more of them than its window and the steps under way take.
+  void check_window_pages() {
+    const PagePool& pool = *scheduler_.window_pool();
+    EXPECT_EQ(pool.total(), pool.free() + scheduler_.tree().window_pages() + scheduler_.window_pages_used());
+    int64_t held = scheduler_.tree().window_pages(), counted = 0;
+    for (const auto& s : scheduler_.running()) {
+      const int64_t own = std::ranges::count_if(s->window_pages, [](PageId p) { return p >= 0; });
+      held += own;
+      // Beside the window's: what it has computed since, and pages that it had reserved for a step it was not part of.
+      const int32_t ahead = std::max(s->computed - s->settled, 0) + options_.tokens_per_step;
+      EXPECT_LE(own, window_pages_held(options_.window, options_.page_size) + ahead / options_.page_size + 2);
+    }
+    for (PageId p = 0; p < pool.total(); p++) counted += pool.references(p);
+    EXPECT_EQ(held, counted);
   }
 
   static constexpr int32_t kContext = 48;
@@ -271,7 +303,7 @@ class Simulation {
   SchedulerOptions options_;
   bool ahead_;
   Scheduler scheduler_;
-  std::vector<uint64_t> cache_;
+  std::vector<uint64_t> cache_, window_cache_;
   std::vector<Flown> flight_;
   Scheduler::Sequences ended_;
   std::map<RequestId, int32_t> drawn_;  // the last token that the device has sampled
@@ -284,25 +316,27 @@ TEST(Scheduler, Simulation) {
   Random random;
   const char* wanted = std::getenv("ISOBIT_SIM_STEPS");
   const int64_t steps = wanted != nullptr ? std::atoll(wanted) : testing::cases(60000);
-  int64_t finished = 0, preempted = 0, evicted = 0, shared = 0, accepted = 0;
+  int64_t finished = 0, preempted = 0, evicted = 0, window_evicted = 0, shared = 0, accepted = 0;
   for (int64_t done = 0; done < steps;) {
     Simulation simulation(random);
     const SchedulerOptions& o = simulation.options();
     SCOPED_TRACE(
-        fmt::format("{}, from step {}: running {}, {} tokens a step, chunk {}, {} pages of {}, cache {}, {} "
-                    "steps a priority, {} drafts, ahead {}",
-                    random.note(), done, o.running, o.tokens_per_step, o.chunk, o.pages, o.page_size, o.prefix_cache,
-                    o.priority_steps, o.draft_rows, simulation.ahead()));
+        fmt::format("{}, from step {}: running {}, {} tokens a step, chunk {}, {} pages of {}, window {} with {} "
+                    "pages, cache {}, {} steps a priority, {} drafts, ahead {}",
+                    random.note(), done, o.running, o.tokens_per_step, o.chunk, o.pages, o.page_size, o.window,
+                    o.window_pages, o.prefix_cache, o.priority_steps, o.draft_rows, simulation.ahead()));
     for (int i = 0; i < 500 && !::testing::Test::HasFailure(); i++, done++) simulation.step();
     if (!::testing::Test::HasFailure()) simulation.drain();
     if (::testing::Test::HasFailure()) return;
     finished += simulation.finished();
+    window_evicted += simulation.stats().evicted_window_pages;
     preempted += simulation.stats().preemptions;
     evicted += simulation.stats().evicted_pages;
     shared += simulation.stats().cached_tokens;
     accepted += simulation.accepted();
   }
-  for (const int64_t seen : {finished, preempted, evicted, shared, accepted}) EXPECT_GT(seen, steps / 200);
+  for (const int64_t seen : {finished, preempted, evicted, window_evicted, shared, accepted})
+    EXPECT_GT(seen, steps / 200);
 }
 
 std::unique_ptr<Sequence> sequence(RequestId id, int32_t prompt, int32_t priority = 0) {
@@ -323,6 +357,29 @@ std::vector<RequestId> planned(Scheduler& scheduler) {
     scheduler.settle(p);
   }
   return ids;
+}
+
+// A sequence of any length holds the window's pages, and a prompt's end stays usable while there is room.
+TEST(Scheduler, WindowPagesAreGivenUp) {
+  SchedulerOptions o{.running = 2, .tokens_per_step = 16, .page_size = 4, .pages = 100, .window = 10};
+  o.window_pages = least_window_pages(o) + 8;
+  Scheduler scheduler(o);
+  scheduler.add(sequence(1, 60));
+  const Sequence& first = *scheduler.waiting().front();
+  for (int step = 0; step < 4; step++) {
+    planned(scheduler);
+    EXPECT_EQ(first.window_begin, (std::min(16 * (step + 1), 60) - 10 + 1) / 4);
+  }
+  EXPECT_EQ(scheduler.window_pages_used(), 0) << "all are the tree's too";
+  for (int step = 0; step < 100; step++) {
+    planned(scheduler);
+    EXPECT_LE(std::ranges::count_if(first.window_pages, [](PageId p) { return p >= 0; }),
+              window_pages_held(o.window, o.page_size));
+  }
+  EXPECT_EQ(scheduler.stats().preemptions, 0);
+  scheduler.add(sequence(2, 50));
+  planned(scheduler);
+  EXPECT_EQ(scheduler.stats().cached_tokens, 0) << "its end was given up for the first one's answer";
 }
 
 // Choices of one request: the prompt's pages are computed once, by the first.

@@ -52,13 +52,16 @@ inline void settle(Trail& trail, const Result& result) {
 inline void expect_pages_add_up(const EngineStats& s) {
   EXPECT_EQ(s.pages_total, s.pages_free + s.pages_cached + s.pages_used)
       << s.pages_free << " free, " << s.pages_cached << " cached, " << s.pages_used << " used";
+  EXPECT_EQ(s.window_pages_total, s.window_pages_free + s.window_pages_cached + s.window_pages_used)
+      << "of windows: " << s.window_pages_free << " free, " << s.window_pages_cached << " cached, "
+      << s.window_pages_used << " used";
 }
 
 inline void run_checked(Engine& engine) {
   while (engine.step()) expect_pages_add_up(engine.stats());
   const EngineStats s = engine.stats();
   expect_pages_add_up(s);
-  EXPECT_EQ(s.pages_used, 0);
+  EXPECT_EQ(s.pages_used + s.window_pages_used, 0);
   EXPECT_EQ(s.running + s.waiting, 0);
 }
 
