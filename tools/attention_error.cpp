@@ -1,6 +1,6 @@
 // Errors of rule N10's attention against float64, on the contract's scalar form (every backend has its bits).
 //   attention_error              of several blocks B and super-blocks S (the table in docs/numerics.md)
-//   attention_error FILE...      beside FlashAttention's, on inputs that tools/attention_flash.py has left in FILE
+//   attention_error FILE...      beside another's, on inputs and answers that tools/attention_flash.py has left in FILE
 // Build: g++ -std=c++20 -O2 -ffp-contract=off -Isrc -o attention_error tools/attention_error.cpp
 #include <algorithm>
 #include <cmath>
@@ -121,8 +121,8 @@ std::vector<T> read(std::ifstream& in, size_t count) {
   return v;
 }
 
-// Little-endian: head_dim, keys, rows (int32), positions (int32), q, k, v, FlashAttention's output (bf16).
-bool compare_with_flash(const char* path) {
+// Little-endian: head_dim, keys, rows (int32), positions (int32), q, k, v, the other's output (bf16).
+bool compare(const char* path) {
   std::ifstream in(path, std::ios::binary);
   const std::vector<int32_t> sizes = read<int32_t>(in, 3);
   if (!in) {
@@ -134,7 +134,7 @@ bool compare_with_flash(const char* path) {
   p.position = read<int32_t>(in, static_cast<size_t>(sizes[2]));
   const size_t rows = static_cast<size_t>(p.rows()) * p.dim, keys = static_cast<size_t>(p.keys) * p.dim;
   p.q = read<uint16_t>(in, rows), p.k = read<uint16_t>(in, keys), p.v = read<uint16_t>(in, keys);
-  const std::vector<uint16_t> flash = read<uint16_t>(in, rows);
+  const std::vector<uint16_t> other = read<uint16_t>(in, rows);
   if (!in) {
     std::fprintf(stderr, "attention_error: %s is too short\n", path);
     return false;
@@ -143,10 +143,10 @@ bool compare_with_flash(const char* path) {
   for (int row = 0; row < p.rows(); row++) {
     const std::vector<double> exact = exact_row(p, row);
     add(ours, contract_row(p, row, attention_blocks(p.dim)).data(), exact);
-    add(theirs, flash.data() + static_cast<size_t>(row) * p.dim, exact);
+    add(theirs, other.data() + static_cast<size_t>(row) * p.dim, exact);
   }
-  std::printf("%s: D %d, %d of %d rows: isobit %.4g %.5g, FlashAttention %.4g %.5g (largest, rms)\n", path, p.dim,
-              p.rows(), p.keys, ours.largest, ours.rms(), theirs.largest, theirs.rms());
+  std::printf("%s: D %d, %d of %d rows: isobit %.4g %.5g, the other %.4g %.5g (largest, rms)\n", path, p.dim, p.rows(),
+              p.keys, ours.largest, ours.rms(), theirs.largest, theirs.rms());
   return true;
 }
 
@@ -155,6 +155,6 @@ bool compare_with_flash(const char* path) {
 int main(int argc, char** argv) {
   if (argc == 1) weigh_choices();
   bool good = true;
-  for (int i = 1; i < argc; i++) good = compare_with_flash(argv[i]) && good;
+  for (int i = 1; i < argc; i++) good = compare(argv[i]) && good;
   return good ? 0 : 1;
 }

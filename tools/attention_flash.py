@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""FlashAttention's answers for tools/attention_error.cpp: python3 tools/attention_flash.py FOLDER
+"""Answers of FlashAttention and cuDNN for tools/attention_error.cpp: python3 tools/attention_flash.py FOLDER
 
-Needs PyTorch with CUDA. Leaves FOLDER/flash-<head_dim>-<sharpness>.bin: one causal head of 4096 keys in bf16, sampled
-rows of it, and what scaled_dot_product_attention gives for them when only its FlashAttention backend is allowed.
+Needs PyTorch with CUDA. Leaves FOLDER/<backend>-<head_dim>-<sharpness>.bin: one causal head of 4096 keys in bf16,
+sampled rows of it, and what scaled_dot_product_attention gives for them when only that backend is allowed. A backend
+that does not take a head size has no file for it.
 """
 
 import pathlib
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 KEYS = 4096
 ROWS = 64
+BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
 def raw(tensor: torch.Tensor) -> bytes:
@@ -24,14 +26,19 @@ def write(folder: pathlib.Path, dim: int, sharpness: int) -> None:
     amplitude = sharpness**0.5
     q, k, v = (torch.randn(1, 1, KEYS, dim, device="cuda") for _ in range(3))
     q, k, v = (x.to(torch.bfloat16) for x in (q * amplitude, k * amplitude, v))
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     rows = torch.randperm(KEYS, device="cuda")[:ROWS].sort().values
-    with open(folder / f"flash-{dim}-{sharpness}.bin", "wb") as file:
-        file.write(torch.tensor([dim, KEYS, ROWS], dtype=torch.int32).numpy().tobytes())
-        file.write(rows.to(torch.int32).cpu().numpy().tobytes())
-        for part in (q[0, 0, rows], k, v, out[0, 0, rows]):
-            file.write(raw(part))
+    for name, backend in BACKENDS.items():
+        try:
+            with sdpa_kernel(backend):
+                out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        except RuntimeError as error:
+            print(f"{name}, head size {dim}: {error}", file=sys.stderr)
+            continue
+        with open(folder / f"{name}-{dim}-{sharpness}.bin", "wb") as file:
+            file.write(torch.tensor([dim, KEYS, ROWS], dtype=torch.int32).numpy().tobytes())
+            file.write(rows.to(torch.int32).cpu().numpy().tobytes())
+            for part in (q[0, 0, rows], k, v, out[0, 0, rows]):
+                file.write(raw(part))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 #pragma once
 // N10. Attention of one query over its keys. Keys go in blocks of B at absolute multiples of B, blocks in super-blocks
-// of S = 2048 at absolute multiples of S. Inside a super-block the maximum runs and the sums are rescaled lazily;
-// super-blocks are folded in ascending order. A block with no allowed key changes nothing.
+// of S = 2048 at absolute multiples of S. Inside a super-block the maximum runs and the sums are rescaled where it
+// grows; super-blocks are folded in ascending order. A block with no allowed key changes nothing.
 #include <limits>
 
 #include "numerics/activation.h"
@@ -38,7 +38,7 @@ struct AttentionSums {
 // Takes a block's largest score; returns the factor α for everything summed so far (1: nothing to rescale).
 ISOBIT_HD float attention_grow(AttentionSums& s, float block_max, float factor) {
   const float b = fmul(block_max, factor);
-  if (!(fsub(b, s.r) > kAttentionRescale)) return 1.0f;
+  if (!(b > s.r)) return 1.0f;
   const float alpha = ex2(fsub(s.r, b));
   s.r = b;
   return alpha;

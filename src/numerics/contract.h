@@ -5,7 +5,7 @@
 
 namespace isobit::numerics {
 
-constexpr std::string_view kContractVersion = "isobit-1-draft";
+constexpr std::string_view kContractVersion = "isobit-1";
 
 constexpr float kLog2E = 1.44269504088896340736f;  // 0x3fb8aa3b
 
@@ -13,11 +13,9 @@ constexpr float kLog2E = 1.44269504088896340736f;  // 0x3fb8aa3b
 constexpr int64_t kGemmNarrowN = 1024;
 constexpr int64_t kGemmChunkK = 2048;
 
-// N10. Attention: keys per block and per super-block, at absolute multiples; the growth of the maximum (in powers of
-// two) that is let pass before the running sums are rescaled.
+// N10. Attention: keys per block and per super-block, at absolute multiples.
 constexpr int attention_block(int head_dim) { return head_dim <= 128 ? 128 : 64; }
 constexpr int kAttentionSuperBlock = 2048;
-constexpr float kAttentionRescale = 8.0f;
 
 // N8. Lanes of the sum of squares.
 constexpr int kSumLanes = 1024;

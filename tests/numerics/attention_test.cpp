@@ -96,7 +96,7 @@ std::vector<uint16_t> dense(const Problem& p, const Mask& allowed) {
       if (!any) continue;
       const float b = fmul(largest, factor);
       float alpha = 1;
-      if (b - r > 8) {
+      if (b > r) {
         alpha = ex2(fsub(r, b));
         r = b;
         for (float& e : o) e = fmul(e, alpha);
@@ -260,16 +260,17 @@ TEST(Attention, ZerosComeOutPositive) {
   for (const uint16_t o : p.run(kAll)) EXPECT_NE(o, 0x8000);
 }
 
-TEST(Attention, GrowthUpToTheThresholdIsLetPass) {
+TEST(Attention, TheMaximumIsExact) {
   AttentionSums s;
   EXPECT_EQ(attention_grow(s, kMinusInf, 1.0f), 1.0f);
   EXPECT_EQ(s.r, kMinusInf);
   EXPECT_EQ(bits(attention_grow(s, 3.0f, 1.0f)), 0u);  // the first maximum: nothing before it counts
   EXPECT_EQ(s.r, 3.0f);
-  EXPECT_EQ(attention_grow(s, 11.0f, 1.0f), 1.0f);  // by 8: let pass
+  EXPECT_EQ(attention_grow(s, 3.0f, 1.0f), 1.0f);
+  EXPECT_EQ(attention_grow(s, 2.0f, 1.0f), 1.0f);
   EXPECT_EQ(s.r, 3.0f);
-  EXPECT_EQ(attention_grow(s, from_bits(bits(11.0f) + 1), 1.0f), ex2(fsub(3.0f, from_bits(bits(11.0f) + 1))));
-  EXPECT_EQ(s.r, from_bits(bits(11.0f) + 1));
+  EXPECT_EQ(attention_grow(s, from_bits(bits(3.0f) + 1), 1.0f), ex2(fsub(3.0f, from_bits(bits(3.0f) + 1))));
+  EXPECT_EQ(s.r, from_bits(bits(3.0f) + 1));
   EXPECT_EQ(attention_grow(s, kMinusInf, 1.0f), 1.0f);
   EXPECT_EQ(attention_grow(s, from_bits(kNaN32), 1.0f), 1.0f);
 }

@@ -15,8 +15,8 @@
 namespace isobit {
 namespace {
 
-// Of isobit-1-draft. A change here is a change of the contract's bits: see docs/numerics.md, "How a change is made".
-constexpr uint64_t kRecorded = 0x9533e10b422f1b21;
+// Of isobit-1. A change here is a change of the contract's bits: see docs/numerics.md, "How a change is made".
+constexpr uint64_t kRecorded = 0x666c4b65151e99de;
 
 std::string output_of(const std::string& command) {
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> pipe(popen((command + " 2>&1").c_str(), "r"), pclose);

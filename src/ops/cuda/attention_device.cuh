@@ -29,7 +29,7 @@ __device__ inline float capped_score(const ScoreScale& s, float dot) {
 // numerics::attention_grow.
 __device__ inline float attention_grow(float& r, float block_max, float factor) {
   const float b = __fmul_rn(block_max, factor);
-  if (!(__fsub_rn(b, r) > numerics::kAttentionRescale)) return 1.0f;
+  if (!(b > r)) return 1.0f;
   const float alpha = ex2(__fsub_rn(r, b));
   r = b;
   return alpha;

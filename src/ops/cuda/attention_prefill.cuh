@@ -477,7 +477,7 @@ class Consumer {
   // attention_grow by selection.
   __device__ float grow(float& r, float block_max) const {
     const float b = __fmul_rn(block_max, params_.score.factor);
-    const bool up = __fsub_rn(b, r) > numerics::kAttentionRescale;
+    const bool up = b > r;
     const float alpha = ex2(__fsub_rn(r, b));
     r = up ? b : r;
     return up ? alpha : 1.0f;
@@ -525,10 +525,12 @@ class Consumer {
     }
   }
 
-  __device__ void rescale(const float (&alpha)[2]) {
-    const bool any = __any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f);  // a product with 1 changes nothing
+  // The last softmax's factors to O, while the tensor cores work at the next scores: in the softmax itself it would be
+  // time.
+  __device__ void rescale() {
+    const bool any = __any_sync(~0u, alpha_[0] != 1.0f || alpha_[1] != 1.0f);  // a product with 1 changes nothing
 #pragma unroll
-    for (int i = 0; i < C::kDim / 32; i++) multiply_if(any, o_ + 16 * i, alpha[0], alpha[1]);
+    for (int i = 0; i < C::kDim / 32; i++) multiply_if(any, o_ + 16 * i, alpha_[0], alpha_[1]);
   }
 
   __device__ float total_l(float l) const {
@@ -596,12 +598,12 @@ class Consumer {
     // Blocks that every row sees whole.
     const int plain_begin = (t.seen_by_all_begin + C::kBlock - 1) / C::kBlock * C::kBlock;
     const int plain_end = C::kExtras && a_.mask != nullptr ? 0 : t.seen_by_all_end / C::kBlock * C::kBlock;
-    float alpha[2];
     if (first < plain_begin || first >= plain_end) {
-      softmax<true>(t, first, alpha);
+      softmax<true>(t, first, alpha_);
     } else {
-      softmax<false>(t, first, alpha);
+      softmax<false>(t, first, alpha_);
     }
+    alpha_[0] = alpha_[1] = 1.0f;
     round_probabilities();
     fresh_ = true;
     forget(o_);
@@ -618,6 +620,7 @@ class Consumer {
       }
     }
     release_q();
+    rescale();
     hopper::mbarrier_wait(&s_.v_full[v_slot_.stage], v_slot_.phase);
     clear_unwritten(t, start - C::kBlock);
     issue_values(fresh_);
@@ -632,6 +635,7 @@ class Consumer {
     hopper::mbarrier_wait(&s_.k_full[k_slot_.stage], k_slot_.phase);
     take_turn();
     issue_scores();
+    rescale();
     hopper::mbarrier_wait(&s_.v_full[v_slot_.stage], v_slot_.phase);
     issue_values(fresh_);
     pass_turn();
@@ -646,8 +650,7 @@ class Consumer {
       r_[h] = boundary ? minus_inf() : r_[h];
       l_[h] = boundary ? 0.0f : l_[h];
     }
-    float alpha[2];
-    softmax<kMasked>(t, start, alpha);
+    softmax<kMasked>(t, start, alpha_);
     complete(&s_.scratch, __fadd_rn(l_[0], l_[1]));
     hopper::wgmma_wait<0>();
     hopper::pin_registers(o_);
@@ -656,8 +659,7 @@ class Consumer {
     round_probabilities();
     if (boundary) {
       fold<false>(old_r, old_l);
-    } else {
-      rescale(alpha);
+      alpha_[0] = alpha_[1] = 1.0f;
     }
   }
 
@@ -759,6 +761,7 @@ class Consumer {
   uint32_t q_address_, k_address_, v_address_;
   uint32_t other_shared_;  // of lane's CTA in the cluster
   uint32_t row_token_;     // row / group of the thread's two rows
+  float alpha_[2];         // of the last block: what O is still to be multiplied with
   float r_[2], l_[2], folded_r_[2], folded_l_[2], inv_[2];
   float scores_[C::kBlock / 2];
   uint32_t p_[C::kBlock / 16][4];
