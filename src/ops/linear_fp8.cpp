@@ -106,32 +106,44 @@ GatedKind gated_kind(Epilogue e) {
   return e == Epilogue::kSiluMul ? GatedKind::kSilu : e == Epilogue::kGeluMul ? GatedKind::kGelu : GatedKind::kNone;
 }
 
-// out [rows, w.n()] = the quantised rows times w, by pieces.
-void multiply(Fp8Kernels& kernels, const Quantised& q, int64_t rows, const Fp8Linear& w, DType out_type, void* out,
-              const float* bias, bool add) {
+// The GEMM of quantised rows with a piece of w, whose columns begin at out + the piece's row.
+GemmFp8Args piece_gemm(const Quantised& q, int64_t rows, const Fp8Linear& w, const Fp8Linear::Piece& piece,
+                       DType out_type, void* out) {
+  GemmFp8Args g;
+  g.x = q.x;
+  g.x_scale = q.scale;
+  g.m = rows;
+  g.x_scale_stride = q.stride;
+  g.w = piece.w;
+  g.w_scale = piece.scale;
+  g.n = piece.rows;
+  g.k = w.k();
+  g.out_type = out_type;
+  g.out = static_cast<std::byte*>(out) + piece.row * static_cast<int64_t>(dtype_info(out_type).block_bytes);
+  g.out_stride = w.n();
+  return g;
+}
+
+// out [rows, w.n()] = the rows that `source` quantises times w, by pieces.
+void multiply(Fp8Kernels& kernels, const QuantizeFp8Args& source, const Quantised& q, int64_t rows, const Fp8Linear& w,
+              DType out_type, void* out, const float* bias, bool add) {
+  bool quantised = false;
   for (const Fp8Linear::Piece& piece : w.pieces()) {
-    GemmFp8Args g;
-    g.x = q.x;
-    g.x_scale = q.scale;
-    g.m = rows;
-    g.x_scale_stride = q.stride;
-    g.w = piece.w;
-    g.w_scale = piece.scale;
-    g.n = piece.rows;
-    g.k = w.k();
-    g.out_type = out_type;
-    g.out = static_cast<std::byte*>(out) + piece.row * static_cast<int64_t>(dtype_info(out_type).block_bytes);
-    g.out_stride = w.n();
+    GemmFp8Args g = piece_gemm(q, rows, w, piece, out_type, out);
     g.bias = bias != nullptr ? bias + piece.row : nullptr;
     g.add = add;
+    if (w.pieces().size() == 1 && kernels.quantized_gemm(source, g, {})) return;
+    if (!quantised) kernels.quantize(source);
+    quantised = true;
     kernels.gemm(g);
   }
 }
 
 // Gate and up of the quantised rows, in f32: the GEMM's accumulators.
-float* multiply_pair(Fp8Kernels& kernels, const Quantised& q, int64_t rows, const Fp8Linear& w, Carver& from) {
+float* multiply_pair(Fp8Kernels& kernels, const QuantizeFp8Args& source, const Quantised& q, int64_t rows,
+                     const Fp8Linear& w, Carver& from) {
   auto* pair = from.take<float>(rows * w.n());
-  multiply(kernels, q, rows, w, DType::kF32, pair, nullptr, false);
+  multiply(kernels, source, q, rows, w, DType::kF32, pair, nullptr, false);
   return pair;
 }
 
@@ -141,16 +153,21 @@ void* output_row(const GemmArgs& g, int64_t first) {
   return static_cast<std::byte*>(g.out) + first * g.w->outputs() * (wide ? 4 : 2);
 }
 
-// The GEMM of rows from `first` on, whose activations are quantised; with its epilogue.
-void finish(Fp8Kernels& kernels, const Quantised& q, const GemmArgs& g, int64_t first, int64_t rows, Carver& from) {
+// The GEMM of rows from `first` on, which `source` quantises; with its epilogue.
+void finish(Fp8Kernels& kernels, const QuantizeFp8Args& source, const Quantised& q, const GemmArgs& g, int64_t first,
+            int64_t rows, Carver& from) {
   const Fp8Linear& w = *as_fp8(g.w);
   void* out = output_row(g, first);
   if (const GatedKind kind = gated_kind(g.epilogue); kind != GatedKind::kNone) {
-    const float* pair = multiply_pair(kernels, q, rows, w, from);
+    if (w.pieces().size() == 1 &&
+        kernels.quantized_gemm(source, piece_gemm(q, rows, w, w.pieces()[0], g.type, out), {.gated = kind})) {
+      return;
+    }
+    const float* pair = multiply_pair(kernels, source, q, rows, w, from);
     kernels.gate({pair, rows, w.outputs(), kind, g.type, static_cast<uint16_t*>(out)});
     return;
   }
-  multiply(kernels, q, rows, w, g.epilogue == Epilogue::kStoreRounded ? g.type : DType::kF32, out, g.bias,
+  multiply(kernels, source, q, rows, w, g.epilogue == Epilogue::kStoreRounded ? g.type : DType::kF32, out, g.bias,
            g.epilogue == Epilogue::kAddResidual);
 }
 
@@ -175,13 +192,16 @@ size_t gemm_bytes(const GemmArgs& g, int64_t rows) {
          (gated_kind(g.epilogue) != GatedKind::kNone ? pair_bytes(rows, g.w->n()) : 0);
 }
 
-Quantised quantise_norm(Fp8Kernels& kernels, const RmsNormArgs& n, int64_t first, int64_t rows, Carver& from) {
-  const Quantised q = Quantised::take(from, rows, n.n);
+// How rows from `first` on of the norm's output are quantised.
+QuantizeFp8Args normed_source(const RmsNormArgs& n, const Quantised& q, int64_t first, int64_t rows) {
   QuantizeFp8Args a = q.made_of(n.x + first * n.n, DType::kF32, rows, n.out_type);
   a.weight = n.weight;
   a.eps = n.eps;
-  kernels.quantize(a);
-  return q;
+  return a;
+}
+
+bool norm_feeds(const RmsNormArgs& n, const GemmArgs& g) {
+  return n.rows == nullptr && n.count == g.m && n.out == g.x && n.out_type == g.type;
 }
 
 }  // namespace
@@ -232,20 +252,31 @@ void fp8_gemm(Fp8Kernels& kernels, const GemmArgs& g) {
       kernels, g.m, [&](int64_t rows) { return gemm_bytes(g, rows); },
       [&](int64_t first, int64_t rows, Carver scratch) {
         const Quantised q = Quantised::take(scratch, rows, g.w->k());
-        kernels.quantize(q.made_of(g.x + first * g.w->k(), g.type, rows, g.type));
-        finish(kernels, q, g, first, rows, scratch);
+        finish(kernels, q.made_of(g.x + first * g.w->k(), g.type, rows, g.type), q, g, first, rows, scratch);
       });
 }
 
 bool fp8_norm_gemm(Fp8Kernels& kernels, const RmsNormArgs& n, const GemmArgs& g) {
-  if (n.rows != nullptr || n.count != g.m || n.out != g.x || n.out_type != g.type) return false;
+  if (!norm_feeds(n, g)) return false;
   in_turns(
       kernels, g.m, [&](int64_t rows) { return gemm_bytes(g, rows); },
       [&](int64_t first, int64_t rows, Carver scratch) {
-        const Quantised q = quantise_norm(kernels, n, first, rows, scratch);
-        finish(kernels, q, g, first, rows, scratch);
+        const Quantised q = Quantised::take(scratch, rows, n.n);
+        finish(kernels, normed_source(n, q, first, rows), q, g, first, rows, scratch);
       });
   return true;
+}
+
+bool fp8_norm_gemm_rope(Fp8Kernels& kernels, const RmsNormArgs& n, const GemmArgs& g, const RopeCacheArgs& r) {
+  const Fp8Linear& w = *as_fp8(g.w);
+  if (!norm_feeds(n, g) || g.epilogue != Epilogue::kStoreF32 || r.qkv != g.out || w.pieces().size() != 1) return false;
+  const std::span<std::byte> scratch = kernels.scratch(gemm_bytes(g, g.m));
+  if (scratch.size() < gemm_bytes(g, g.m)) return false;
+  Carver carver(scratch);
+  const Quantised q = Quantised::take(carver, g.m, n.n);
+  GemmFp8Args product = piece_gemm(q, g.m, w, w.pieces()[0], DType::kF32, g.out);
+  product.bias = g.bias;
+  return kernels.quantized_gemm(normed_source(n, q, 0, g.m), product, {.rope = &r});
 }
 
 bool fp8_norm_gemm_gemm(Fp8Kernels& kernels, const RmsNormArgs& n, const GemmArgs& up, const GemmArgs& down) {
@@ -255,6 +286,11 @@ bool fp8_norm_gemm_gemm(Fp8Kernels& kernels, const RmsNormArgs& n, const GemmArg
   if (gated_kind(down.epilogue) != GatedKind::kNone || n.rows != nullptr || n.out != up.x || down.x != up.out) {
     return false;
   }
+  // One row: the gated product leaves the GEMM, where the backend can, and is quantised by the next one.
+  if (up.m == 1 && fp8_norm_gemm(kernels, n, up)) {
+    fp8_gemm(kernels, down);
+    return true;
+  }
   const int64_t ffn = up.w->outputs();
   in_turns(
       kernels, up.m,
@@ -262,13 +298,12 @@ bool fp8_norm_gemm_gemm(Fp8Kernels& kernels, const RmsNormArgs& n, const GemmArg
         return Quantised::bytes(rows, n.n) + pair_bytes(rows, 2 * ffn) + Quantised::bytes(rows, ffn);
       },
       [&](int64_t first, int64_t rows, Carver scratch) {
-        const Quantised q = quantise_norm(kernels, n, first, rows, scratch);
-        const float* pair = multiply_pair(kernels, q, rows, *up_weights, scratch);
+        const Quantised q = Quantised::take(scratch, rows, n.n);
+        const float* pair = multiply_pair(kernels, normed_source(n, q, first, rows), q, rows, *up_weights, scratch);
         const Quantised hidden = Quantised::take(scratch, rows, ffn);
         QuantizeFp8Args a = hidden.made_of(pair, DType::kF32, rows, up.type);
         a.gated = kind;
-        kernels.quantize(a);
-        finish(kernels, hidden, down, first, rows, scratch);
+        finish(kernels, a, hidden, down, first, rows, scratch);
       });
   return true;
 }

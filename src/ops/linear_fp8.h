@@ -11,6 +11,7 @@
 #include "ops/gemm_fp8.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
+#include "ops/rope.h"
 
 namespace isobit {
 
@@ -42,6 +43,12 @@ std::unique_ptr<Linear> load_fp8_linear(Backend& backend, std::span<const Weight
 // Null where the matrix is of another kind.
 const Fp8Linear* as_fp8(const Linear* linear);
 
+// What becomes of a GEMM's output.
+struct Fp8After {
+  GatedKind gated = GatedKind::kNone;   // out is [m, n / 2], round(fmul(act(gate), up)) of its row's halves
+  const RopeCacheArgs* rope = nullptr;  // they are q, k and v: rope_cache
+};
+
 // What a backend brings.
 class Fp8Kernels {
  public:
@@ -49,6 +56,9 @@ class Fp8Kernels {
   virtual void quantize(const QuantizeFp8Args& a) = 0;
   virtual void gemm(const GemmFp8Args& a) = 0;
   virtual void gate(const GateArgs& a) = 0;
+  // quantize(q), then gemm(g) of its output, then what is `after`; outputs between need not be written. False, and
+  // nothing done, where the backend does no better than one after the other.
+  virtual bool quantized_gemm(const QuantizeFp8Args&, const GemmFp8Args&, const Fp8After&) { return false; }
   // Memory for one operator, aligned to 256 bytes: `bytes`, or less where there is less; rows are then taken in turns.
   virtual std::span<std::byte> scratch(size_t bytes) = 0;
 };
@@ -57,6 +67,8 @@ class Fp8Kernels {
 void fp8_gemm(Fp8Kernels& kernels, const GemmArgs& g);
 // The same behind a norm, whose output is not written. False, and nothing done, where the norm gathers rows.
 bool fp8_norm_gemm(Fp8Kernels& kernels, const RmsNormArgs& n, const GemmArgs& g);
+// The same before rope_cache, by one kernel: false, and nothing done, where the backend has none for it.
+bool fp8_norm_gemm_rope(Fp8Kernels& kernels, const RmsNormArgs& n, const GemmArgs& g, const RopeCacheArgs& r);
 // An FFN, of which neither the norm's output nor the gated product is written. False, and nothing done, where `down` is
 // not block-scaled or `up` not gated.
 bool fp8_norm_gemm_gemm(Fp8Kernels& kernels, const RmsNormArgs& n, const GemmArgs& up, const GemmArgs& down);

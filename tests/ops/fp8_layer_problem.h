@@ -158,6 +158,69 @@ inline std::vector<std::byte> run_fp8_layer(Backend& b, const Fp8LayerData& d, b
   return from_backend(b, out);
 }
 
+// An FFN from the residual stream onto it, k wide and with `ffn` hidden values: gate and up, down.
+struct Fp8FfnData {
+  Fp8LayerData up, down;
+
+  Fp8FfnData(Random& r, const Fp8LayerProblem& shape, int64_t ffn)
+      : up(r, with(shape, LinearForm::kGated, {ffn, ffn})), down(r, onto_residual(shape, ffn)) {}
+
+ private:
+  static Fp8LayerProblem with(Fp8LayerProblem p, LinearForm form, std::vector<int64_t> rows) {
+    p.form = form;
+    p.rows = std::move(rows);
+    return p;
+  }
+  static Fp8LayerProblem onto_residual(const Fp8LayerProblem& shape, int64_t ffn) {
+    Fp8LayerProblem p = with(shape, LinearForm::kStacked, {shape.k});
+    p.k = ffn;
+    p.epilogue = Epilogue::kAddResidual;
+    return p;
+  }
+};
+
+// The residual stream behind the FFN, in one call or its operators one by one.
+inline std::vector<std::byte> run_fp8_ffn(Backend& b, const Fp8FfnData& d, bool fused) {
+  const Fp8LayerProblem& p = d.up.p;
+  const WeightPart up_parts[] = {d.up.parts[0].part(), d.up.parts[1].part()}, down_parts[] = {d.down.parts[0].part()};
+  const auto up_weights = b.load_linear(up_parts, p.form, p.type);
+  const auto down_weights = b.load_linear(down_parts, d.down.p.form, p.type);
+  const Buffer residual = to_backend(b, d.up.residual), weight = to_backend(b, d.up.norm_weight),
+               bias = to_backend(b, d.down.bias);
+  const Buffer normed = b.allocate(static_cast<size_t>(p.m * p.k) * 2, "normed"),
+               hidden = b.allocate(static_cast<size_t>(p.m * d.down.p.k) * 2, "hidden");
+  RmsNormArgs n;
+  n.x = residual.data<float>();
+  n.weight = weight.data<float>();
+  n.count = p.m;
+  n.n = p.k;
+  n.out_type = p.type;
+  n.out = normed.data<uint16_t>();
+  GemmArgs up;
+  up.x = normed.data<uint16_t>();
+  up.m = p.m;
+  up.w = up_weights.get();
+  up.epilogue = p.epilogue;
+  up.type = p.type;
+  up.out = hidden.data();
+  GemmArgs down;
+  down.x = hidden.data<uint16_t>();
+  down.m = p.m;
+  down.w = down_weights.get();
+  down.bias = d.down.p.biased ? bias.data<float>() : nullptr;
+  down.epilogue = d.down.p.epilogue;
+  down.type = p.type;
+  down.out = residual.data();
+  if (fused) {
+    b.norm_gemm_gemm(n, up, down);
+  } else {
+    b.rms_norm(n);
+    b.gemm(up);
+    b.gemm(down);
+  }
+  return from_backend(b, residual);
+}
+
 // The same by rules N8, N18, N16 and N7's epilogues.
 class Fp8LayerReference {
  public:

@@ -73,61 +73,13 @@ TEST(LinearFp8, FusedFfnEqualsItsOperators) {
   Random r;
   Backends backends;
   for (int i = 0; i < 12; i++) {
-    Fp8LayerProblem first = Fp8LayerProblem::draw(r, 6, 300, 300);
-    first.form = LinearForm::kGated;
-    first.rows = {1 + r.below(300)};
-    first.rows.push_back(first.rows[0]);
-    first.epilogue = r.below(2) == 0 ? Epilogue::kSiluMul : Epilogue::kGeluMul;
-    first.biased = false;
-    Fp8LayerProblem second = first;
-    second.k = first.rows[0];
-    second.rows = {first.k};
-    second.form = LinearForm::kStacked;
-    second.epilogue = Epilogue::kAddResidual;
-    SCOPED_TRACE(r.note() + " " + first.text());
-    const Fp8LayerData up_data(r, first), down_data(r, second);
+    Fp8LayerProblem p = Fp8LayerProblem::draw(r, 6, 300, 300);
+    p.epilogue = r.below(2) == 0 ? Epilogue::kSiluMul : Epilogue::kGeluMul;
+    const int64_t ffn = 1 + r.below(300);
+    SCOPED_TRACE(r.note() + " " + p.text() + fmt::format(" ffn {}", ffn));
+    const testing::Fp8FfnData d(r, p, ffn);
     Backend& b = backends.random(r);
-    const WeightPart up_parts[] = {up_data.parts[0].part(), up_data.parts[1].part()},
-                     down_parts[] = {down_data.parts[0].part()};
-    const auto up_weights = b.load_linear(up_parts, first.form, first.type);
-    const auto down_weights = b.load_linear(down_parts, second.form, first.type);
-    std::vector<std::vector<std::byte>> results;
-    for (const bool fused : {false, true}) {
-      const Buffer residual = testing::to_backend(b, up_data.residual),
-                   weight = testing::to_backend(b, up_data.norm_weight);
-      const Buffer normed = b.allocate(static_cast<size_t>(first.m * first.k) * 2, "normed"),
-                   hidden = b.allocate(static_cast<size_t>(first.m * second.k) * 2, "hidden");
-      RmsNormArgs n;
-      n.x = residual.data<float>();
-      n.weight = weight.data<float>();
-      n.count = first.m;
-      n.n = first.k;
-      n.out_type = first.type;
-      n.out = normed.data<uint16_t>();
-      GemmArgs up;
-      up.x = normed.data<uint16_t>();
-      up.m = first.m;
-      up.w = up_weights.get();
-      up.epilogue = first.epilogue;
-      up.type = first.type;
-      up.out = hidden.data();
-      GemmArgs down;
-      down.x = hidden.data<uint16_t>();
-      down.m = first.m;
-      down.w = down_weights.get();
-      down.epilogue = Epilogue::kAddResidual;
-      down.type = first.type;
-      down.out = residual.data();
-      if (fused) {
-        b.norm_gemm_gemm(n, up, down);
-      } else {
-        b.rms_norm(n);
-        b.gemm(up);
-        b.gemm(down);
-      }
-      results.push_back(testing::from_backend(b, residual));
-    }
-    ASSERT_EQ(results[0] == results[1], true);
+    ASSERT_EQ(run_fp8_ffn(b, d, true) == run_fp8_ffn(b, d, false), true);
   }
 }
 

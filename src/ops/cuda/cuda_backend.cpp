@@ -7,6 +7,7 @@
 #include "ops/cuda/dequantize.h"
 #include "ops/cuda/device.h"
 #include "ops/cuda/gemm_fp8.h"
+#include "ops/cuda/gemm_fp8_thin.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/linear_cuda.h"
 #include "ops/cuda/staging.h"
@@ -62,6 +63,11 @@ class CudaFp8Kernels final : public Fp8Kernels {
   void gate(const GateArgs& a) override {
     a.check();
     launch_gate(a, context_);
+  }
+  bool quantized_gemm(const QuantizeFp8Args& q, const GemmFp8Args& g, const Fp8After& after) override {
+    q.check();
+    g.check();
+    return launch_quantized_gemm_fp8(q, g, after, context_);
   }
   std::span<std::byte> scratch(size_t) override {
     return {static_cast<std::byte*>(context_.workspace), context_.workspace_bytes};
@@ -243,7 +249,10 @@ class CudaBackend final : public Backend {
     g.check();
     r.check();
     use_device();
-    if (as_fp8(g.w) != nullptr) return Backend::norm_gemm_rope(n, g, r);
+    if (as_fp8(g.w) != nullptr) {
+      if (!fp8_norm_gemm_rope(fp8_, n, g, r)) Backend::norm_gemm_rope(n, g, r);
+      return;
+    }
     launch_gemm_between(&n, g, &r, context_);
   }
   std::unique_ptr<SamplerSlots> make_sampler(int slots, int64_t vocab) override {

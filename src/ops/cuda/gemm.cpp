@@ -43,11 +43,15 @@ bool gemm_takes_norm(const RmsNormArgs& norm, const GemmArgs& gemm) {
          aligned(norm.weight);
 }
 
+bool rotates_neighbours(const RopeCacheArgs& rope) {
+  return rope.cache.type == rope.type && rope.nonfinite != nullptr && rope.cache.head_dim % 2 == 0 &&
+         rope.q_norm == nullptr && rope.k_norm == nullptr &&
+         (rope.cos == nullptr || rope.layout == RopeLayout::kInterleaved);
+}
+
 bool gemm_takes_rope(const GemmArgs& gemm, const RopeCacheArgs& rope) {
   return rope.qkv == gemm.out && rope.count == gemm.m && gemm.m <= kGemmFewRows &&
-         gemm.epilogue == Epilogue::kStoreF32 && rope.type == gemm.type && rope.cache.type == gemm.type &&
-         rope.nonfinite != nullptr && rope.cache.head_dim % 2 == 0 && rope.q_norm == nullptr &&
-         rope.k_norm == nullptr && (rope.cos == nullptr || rope.layout == RopeLayout::kInterleaved);
+         gemm.epilogue == Epilogue::kStoreF32 && rope.type == gemm.type && rotates_neighbours(rope);
 }
 
 GemmShape gemm_shape(const GemmArgs& a, const GemmNeighbours& with) {

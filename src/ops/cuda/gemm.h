@@ -16,6 +16,8 @@ struct GemmNeighbours {
   const RopeCacheArgs* rope = nullptr;
 };
 bool gemm_takes_norm(const RmsNormArgs& norm, const GemmArgs& gemm);
+// A GEMM that holds neighbouring columns of q, k and v can do all that rope_cache does.
+bool rotates_neighbours(const RopeCacheArgs& rope);
 bool gemm_takes_rope(const GemmArgs& gemm, const RopeCacheArgs& rope);
 
 GemmShape gemm_shape(const GemmArgs& args, const GemmNeighbours& with = {});

@@ -143,8 +143,8 @@ GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& s, int cluster, int r
   const int64_t rank_blocks = round_up(ceil_div(blocks, cluster), kGemmFp8ThinSlices);
   if (s.m > kGemmFp8ThinRows || rank_blocks > 128 || (cluster - 1) * rank_blocks >= blocks) return p;
   const int64_t rows = 64 / cluster;
-  // x's share and its scales, two sets of w's, in a cluster every p of this CTA's rows and all scales.
-  const int64_t fixed = rank_blocks * (kGemmFp8ThinRows * (kBlockBytes + 4) + 8) +
+  // x's share and its scales, two sets of w's (of gate and up), in a cluster every p of this CTA's rows and all scales.
+  const int64_t fixed = rank_blocks * (kGemmFp8ThinRows * (kBlockBytes + 4) + 16) +
                         (cluster > 1 ? blocks * s.m * (rows + 1) * 4 : 0) + 1024;
   const int64_t stage_bytes = kGemmFp8ThinSlices * 64 * kBlockBytes;
   const int64_t limit = resident == 1 ? kSharedWhole : (228 * 1024 / resident) - 1536;  // 1 KB of each is the system's

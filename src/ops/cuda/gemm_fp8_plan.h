@@ -72,6 +72,7 @@ GemmFp8Plan gemm_fp8_plan(const GemmFp8Shape& shape, int sm_count);
 
 // Of at most kGemmFp8ThinRows rows (gemm_fp8_thin.cu): CTAs of 64 rows of w, whose K the CTAs of a cluster share.
 constexpr int kGemmFp8ThinRows = 8, kGemmFp8ThinSlices = 2;
+constexpr int kFp8NormedRow = 8192;  // the longest row that a GEMM takes from before its norm
 struct GemmFp8ThinPlan {
   int cluster = 1;
   int stages = 0;       // 0: the kernel does not take these sizes

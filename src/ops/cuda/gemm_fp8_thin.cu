@@ -3,30 +3,35 @@
 // stands in shared memory whole. One warpgroup multiplies: w is the wgmma's M side, x its N side, so a product of 64 ×
 // 8 × 128 takes four accumulators a thread. Alone, a CTA folds as it multiplies and walks over tiles. In a cluster
 // every CTA sends its p, and the products of scales, to those that fold the rows; each folds 64/C rows, all of K in
-// order.
+// order. One row of x may come as it is, or from before its RMSNorm: each CTA then quantises its share itself. Gate and
+// up of one row may leave as their gated product: a tile then has 32 rows of each.
 #include <cuda.h>
 
-#include "ops/cuda/device_math.h"
+#include "ops/cuda/gemm.h"
+#include "ops/cuda/gemm_fp8_thin.cuh"
 #include "ops/cuda/gemm_fp8_thin.h"
 #include "ops/cuda/hopper/cluster.h"
 #include "ops/cuda/hopper/pdl.h"
-#include "ops/cuda/hopper/tma.h"
 #include "ops/cuda/hopper/warp.h"
-#include "ops/cuda/hopper/wgmma_e4m3.h"
 #include "ops/cuda/launch.h"
-#include "ops/cuda/ring.h"
+#include "ops/cuda/rope_device.h"
 
 namespace isobit::cuda {
 namespace {
 
 using namespace hopper;
+using namespace thin;
 
-constexpr int kMakers = 256;  // threads that copy x; the first 128 multiply
-constexpr int kThreads = kMakers + 32;
-constexpr int kSlices = kGemmFp8ThinSlices, kColumns = kGemmFp8ThinRows;
-constexpr uint32_t kWSlice = 64 * 128, kWStage = kSlices * kWSlice, kXBlock = kColumns * 128;
+// Where x comes from: quantised, or one row that the kernel quantises.
+enum class Source : int { kQuantised, kRow, kNormedRow };
 
 struct ThinParams {
+  Source source = Source::kQuantised;
+  const void* raw = nullptr;  // the row: f32 before a norm, else 16 bits
+  int raw_n = 0;
+  const float* norm_weight = nullptr;
+  float eps = 0.0f;
+  DType round_type = DType::kBF16;
   const uint8_t* x = nullptr;
   const float* x_scale = nullptr;
   int64_t x_row_bytes = 0, x_scale_stride = 0;
@@ -35,10 +40,15 @@ struct ThinParams {
   int tiles = 0, cluster = 1, stages = 0, rank_blocks = 0;
   DType out_type = DType::kBF16;
   bool add = false;
+  GatedKind gated = GatedKind::kNone;  // then columns are of the product, and up's rows of w stand behind as many
   int64_t out_stride = 0;
   const float* bias = nullptr;
   void* out = nullptr;
+  bool rotate = false;  // the outputs are q, k and v, and go where rope_cache would put them
+  RopeCacheArgs rope;
 };
+
+constexpr int kPairRows = 32;  // of gate and of up in a tile
 
 // One output: column `column` of w's rows, of x's row `row`.
 __device__ void store_one(const ThinParams& p, int row, int column, float v) {
@@ -78,6 +88,49 @@ __device__ void copy_x(const ThinParams& p, const XShare& share) {
   }
 }
 
+// Waits for the kernels before, which make x.
+__device__ void make_x(const ThinParams& p, const XShare& share, float* squares) {
+  const RowPlace place{share.x, share.scale, kColumns, share.first, share.count};
+  if (p.source == Source::kNormedRow) {
+    NormedRow row;
+    row.ask(p.norm_weight, p.raw_n);
+    wait_for_predecessors();
+    row.quantize(static_cast<const float*>(p.raw), p.raw_n, p.eps, p.round_type == DType::kF16, place, squares);
+  } else if (p.source == Source::kRow) {
+    wait_for_predecessors();
+    quantize_row(static_cast<const uint16_t*>(p.raw), p.raw_n, p.round_type, place);
+  } else {
+    wait_for_predecessors();
+    copy_x(p, share);
+  }
+}
+
+// The gated product of a tile: the upper two warps have up's rows and lend them. The multiplying warpgroup calls.
+__device__ void store_gated(const ThinParams& p, int tile, int row, const float (&acc)[4]) {
+  __shared__ float up[kPairRows];
+  const bool first = threadIdx.x % 4 == 0;  // of a quad: has x's only row
+  if (first && row >= kPairRows) up[row - kPairRows] = acc[0], up[row - kPairRows + 8] = acc[2];
+  named_barrier_sync(2, 128);
+  if (!first || row >= kPairRows) return;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    store_one(p, 0, tile * kPairRows + row + 8 * h, gated_product(p.gated, acc[2 * h], up[row + 8 * h]));
+  }
+}
+
+// One row's pair of q, k or v in a cluster: whether and where it goes, known before the chain begins.
+struct OutputPair {
+  bool live = false;
+  RotatedPair rotated;
+
+  __device__ OutputPair(const ThinParams& p, int column) {
+    if (!p.rotate || column >= p.columns) return;
+    const TokenPlace token = token_place(p.rope, 0);
+    live = token.slot >= 0;
+    if (live) rotated = rotated_pair(p.rope, token, 0, column);
+  }
+};
+
 // To another CTA's shared memory, by an address in the cluster's window.
 __device__ void send(uint32_t to, float v) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(v) : "memory");
@@ -87,6 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     gemm_fp8_thin_kernel(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ ThinParams p) {
   extern __shared__ uint8_t shared_raw[];
   __shared__ uint64_t full[kGemmFp8MaxStages], empty[kGemmFp8MaxStages], landed;
+  __shared__ float squares[kMakerWarps];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = uniform(thread / 32);
   const int rank = p.cluster > 1 ? uniform(static_cast<int>(cluster_rank())) : 0;
   const int first_tile = static_cast<int>(blockIdx.x) / p.cluster;
@@ -99,9 +153,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   share.count = min(p.rank_blocks, p.k_blocks - share.first);
   share.x = ring + p.stages * kWStage;
   share.scale = reinterpret_cast<float*>(share.x + p.rank_blocks * kXBlock);
-  float* w_scales = share.scale + p.rank_blocks * kColumns;  // two sets: of this tile and the next
-  float* scales = w_scales + 2 * p.rank_blocks;              // of all blocks, [block][m]
+  float* w_scales = share.scale + p.rank_blocks * kColumns;  // two sets, of this tile and the next; up's behind gate's
+  float* scales = w_scales + 4 * p.rank_blocks;              // of all blocks, [block][m]
   float* stash = scales + p.k_blocks * p.m;                  // [block][m][rows]
+  const bool gated = p.gated != GatedKind::kNone;
   const int k_stages = (share.count + kSlices - 1) / kSlices;
 
   if (thread == kMakers) prefetch_tensor_map(&w_map);
@@ -129,8 +184,17 @@ __global__ void __launch_bounds__(kThreads, 2)
         mbarrier_wait(&empty[at.slot], at.phase);
         if (elect_one()) {
           mbarrier_arrive_expect(&full[at.slot], kWStage);
-          tma_load_3d(ring + at.slot * kWStage, &w_map, &full[at.slot], 0, tile * 64, share.first + stage * kSlices,
-                      policy);
+          uint8_t* to = ring + at.slot * kWStage;
+          const int block = share.first + stage * kSlices;
+          if (gated) {
+#pragma unroll
+            for (int i = 0; i < 2 * kSlices; i++) {
+              tma_load_3d(to + i * (kWSlice / 2), &w_map, &full[at.slot], 0, i % 2 * p.columns + tile * kPairRows,
+                          block + i / 2, policy);
+            }
+          } else {
+            tma_load_3d(to, &w_map, &full[at.slot], 0, tile * 64, block, policy);
+          }
         }
         __syncwarp();
         at.step(p.stages);
@@ -139,19 +203,28 @@ __global__ void __launch_bounds__(kThreads, 2)
     return;
   }
 
-  const auto w_scale = [&](int tile) {
-    return thread < share.count && tile < p.tiles
-               ? __ldg(p.w_scale + static_cast<int64_t>(tile / 2) * p.k_blocks + share.first + thread)
+  const auto w_scale = [&](int tile, int part) {
+    const int row = gated ? (part * p.columns + tile * kPairRows) / 128 : tile / 2;
+    return thread < share.count && tile < p.tiles && (part == 0 || gated)
+               ? __ldg(p.w_scale + static_cast<int64_t>(row) * p.k_blocks + share.first + thread)
                : 0.0f;
   };
-  if (thread < p.rank_blocks) w_scales[thread] = w_scale(first_tile);
-  wait_for_predecessors();
-  copy_x(p, share);
+  const auto keep_w_scales = [&](int set, float first, float second) {
+    if (thread >= p.rank_blocks) return;
+    w_scales[2 * set * p.rank_blocks + thread] = first;
+    w_scales[(2 * set + 1) * p.rank_blocks + thread] = second;
+  };
+  keep_w_scales(0, w_scale(first_tile, 0), w_scale(first_tile, 1));
+  // Of the lane's pair: rows of a cluster's CTA are at most a warp's lanes.
+  const int own_column = first_tile * 64 + rank * rows + lane;
+  const OutputPair pair(p, warp == 0 && lane < rows ? own_column & ~1 : p.columns);
+  make_x(p, share, squares);
   fence_async_proxy();
   named_barrier_sync(1, kMakers);
 
   if (warp < 4) {
-    const uint64_t a0 = k_major_descriptor(ring), b0 = k_major_descriptor(share.x);
+    Multiplier multiplier{k_major_descriptor(ring), full, empty, p.stages, {}};
+    const uint64_t b0 = k_major_descriptor(share.x);
     const int column = lane % 4 * 2, row = warp * 16 + lane / 4;
     uint32_t to[2] = {};
     if (p.cluster > 1) {
@@ -162,27 +235,11 @@ __global__ void __launch_bounds__(kThreads, 2)
                            static_cast<uint32_t>(r / rows));
       }
     }
-    RingPosition next;
     int set = 0;
     for (int tile = first_tile; tile < p.tiles; tile += clusters, set ^= 1) {
-      const float next_scale = w_scale(tile + clusters);
-      const float* w_set = w_scales + set * p.rank_blocks;
+      const float next_first = w_scale(tile + clusters, 0), next_second = w_scale(tile + clusters, 1);
+      const float* w_set = w_scales + (2 * set + (gated && row >= kPairRows ? 1 : 0)) * p.rank_blocks;
       float acc[4] = {};
-      const auto issue = [&](float(&d)[kSlices][4], int stage, int at) {
-        const uint64_t a = a0 + static_cast<uint32_t>(at) * (kWStage >> 4);
-        const uint64_t b = b0 + static_cast<uint32_t>(stage) * (kSlices * kXBlock >> 4);
-#pragma unroll
-        for (int j = 0; j < kSlices; j++) pin_registers(d[j]);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-#pragma unroll
-          for (int j = 0; j < kSlices; j++) {
-            wgmma_e4m3<8>(d[j], a + j * (kWSlice >> 4) + 2 * k, b + j * (kXBlock >> 4) + 2 * k, k > 0);
-          }
-        }
-        wgmma_commit();
-      };
       const auto fold = [&](float(&d)[kSlices][4], int stage) {
 #pragma unroll
         for (int j = 0; j < kSlices; j++) {
@@ -206,43 +263,16 @@ __global__ void __launch_bounds__(kThreads, 2)
           }
         }
       };
-      const auto arrive = [&] {  // waits for the next stage
-        const int at = next.slot;
-        mbarrier_wait(&full[at], next.phase);
-        next.step(p.stages);
-        return at;
-      };
-      const auto finish = [&](float(&d)[kSlices][4], int stage, int at) {
-#pragma unroll
-        for (int j = 0; j < kSlices; j++) pin_registers(d[j]);
-        if (lane == 0) mbarrier_arrive(&empty[at]);
-        fold(d, stage);
-      };
-      // Two stages at once: one is folded while the other is multiplied.
-      int stage = 0;
-      for (; stage + 1 < k_stages; stage += 2) {
-        float d[2][kSlices][4] = {};
-        const int first = arrive();
-        issue(d[0], stage, first);
-        const int second = arrive();
-        issue(d[1], stage + 1, second);
-        wgmma_wait<1>();
-        finish(d[0], stage, first);
-        wgmma_wait<0>();
-        finish(d[1], stage + 1, second);
-      }
-      if (stage < k_stages) {
-        float d[kSlices][4] = {};
-        const int at = arrive();
-        issue(d, stage, at);
-        wgmma_wait<0>();
-        finish(d, stage, at);
-      }
+      multiplier.run(k_stages, b0, kXBlock >> 4, fold);
       if (p.cluster == 1) {
+        if (gated) {
+          store_gated(p, tile, row, acc);
+        } else {
 #pragma unroll
-        for (int i = 0; i < 4; i++) store_one(p, column + i % 2, tile * 64 + row + i / 2 * 8, acc[i]);
+          for (int i = 0; i < 4; i++) store_one(p, column + i % 2, tile * 64 + row + i / 2 * 8, acc[i]);
+        }
         if (tile + clusters >= p.tiles) break;
-        if (thread < p.rank_blocks) w_scales[(set ^ 1) * p.rank_blocks + thread] = next_scale;
+        keep_w_scales(set ^ 1, next_first, next_second);
         named_barrier_sync(2, 128);
       }
     }
@@ -260,23 +290,32 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   if (p.cluster == 1) return;
   mbarrier_wait_cluster(&landed, 0);
-  for (int i = thread; i < rows * p.m; i += kMakers) {
-    const int row = i % rows, column = i / rows;
-    const float *from = stash + i, *scale = scales + column;
+  const auto chain = [&](int i) {  // N16's fold of the row i % rows for x's row i / rows
+    const float *from = stash + i, *scale = scales + i / rows;
     float acc = 0.0f;
 #pragma unroll 8
     for (int block = 0; block < p.k_blocks; block++) {
       acc = numerics::ffma(from[block * p.m * rows], scale[block * p.m], acc);
     }
-    store_one(p, column, first_tile * 64 + rank * rows + row, acc);
+    return acc;
+  };
+  if (!p.rotate) {
+    for (int i = thread; i < rows * p.m; i += kMakers) {
+      store_one(p, i / rows, first_tile * 64 + rank * rows + i % rows, chain(i));
+    }
+  } else if (warp == 0) {
+    float v = lane < rows ? chain(lane) : 0.0f;
+    if (p.bias != nullptr && lane < rows && own_column < p.columns) v = numerics::fadd(v, __ldg(p.bias + own_column));
+    const float next = __shfl_down_sync(0xffffffff, v, 1);
+    if (pair.live && lane % 2 == 0) store_rotated(p.rope, pair.rotated, 0, v, next);
   }
 }
 
-CUtensorMap w_map(const GemmFp8Args& a) {
+CUtensorMap w_map(const GemmFp8Args& a, bool gated) {
   const auto row_bytes = static_cast<uint64_t>(fp8_row_bytes(a.k));
   const uint64_t dims[3] = {128, static_cast<uint64_t>(a.n), row_bytes / 128};
   const uint64_t strides[2] = {row_bytes, 128};
-  const uint32_t box[3] = {128, 64, kSlices};
+  const uint32_t box[3] = {128, gated ? uint32_t{kPairRows} : 64, gated ? 1 : uint32_t{kSlices}};
   return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, a.w, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
@@ -302,22 +341,53 @@ ThinParams params_of(const GemmFp8Args& a, const GemmFp8ThinPlan& plan) {
   return p;
 }
 
-}  // namespace
-
-void launch_gemm_fp8_thin_planned(const GemmFp8Args& args, const GemmFp8ThinPlan& plan, const KernelContext& context) {
+void launch(const GemmFp8Args& args, const ThinParams& params, const GemmFp8ThinPlan& plan,
+            const KernelContext& context) {
   allow_shared_memory("gemm_fp8_thin", gemm_fp8_thin_kernel, static_cast<size_t>(plan.shared_bytes));
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.ctas));
   shape.block = dim3(kThreads);
   shape.cluster = dim3(static_cast<unsigned>(plan.cluster));
   shape.shared_bytes = static_cast<size_t>(plan.shared_bytes);
-  launch("gemm_fp8_thin", gemm_fp8_thin_kernel, shape, context.stream, w_map(args), params_of(args, plan));
+  cuda::launch("gemm_fp8_thin", gemm_fp8_thin_kernel, shape, context.stream,
+               w_map(args, params.gated != GatedKind::kNone), params);
+}
+
+}  // namespace
+
+void launch_gemm_fp8_thin_planned(const GemmFp8Args& args, const GemmFp8ThinPlan& plan, const KernelContext& context) {
+  launch(args, params_of(args, plan), plan, context);
 }
 
 bool launch_gemm_fp8_thin(const GemmFp8Args& args, const KernelContext& context) {
   const GemmFp8ThinPlan plan = gemm_fp8_thin_plan({args.m, args.n, args.k}, context.sm_count);
   if (plan.stages == 0) return false;
   launch_gemm_fp8_thin_planned(args, plan, context);
+  return true;
+}
+
+bool launch_quantized_gemm_fp8(const QuantizeFp8Args& source, const GemmFp8Args& args, const Fp8After& after,
+                               const KernelContext& context) {
+  const bool normed = source.weight != nullptr, pairs = after.gated != GatedKind::kNone;
+  if (source.count != 1 || source.gated != GatedKind::kNone || source.n % 4 != 0) return false;
+  if (normed ? source.n > kFp8NormedRow : source.x_type == DType::kF32) return false;
+  const GemmFp8ThinPlan plan = gemm_fp8_thin_plan({args.m, args.n, args.k}, context.sm_count);
+  if (plan.stages == 0 || (pairs && (plan.cluster > 1 || args.n % (2 * kFp8Block) != 0))) return false;
+  if (after.rope != nullptr && (plan.cluster == 1 || after.rope->count != 1 || !rotates_neighbours(*after.rope))) {
+    return false;
+  }
+  ThinParams p = params_of(args, plan);
+  p.source = normed ? Source::kNormedRow : Source::kRow;
+  p.raw = source.x;
+  p.raw_n = static_cast<int>(source.n);
+  p.norm_weight = source.weight;
+  p.eps = source.eps;
+  p.round_type = normed ? source.round_type : source.x_type;
+  p.gated = after.gated;
+  if (pairs) p.columns /= 2;
+  p.rotate = after.rope != nullptr;
+  if (p.rotate) p.rope = *after.rope;
+  launch(args, p, plan, context);
   return true;
 }
 

@@ -375,59 +375,6 @@ __device__ inline void epilogue(float (&d)[kN / 2], const GemmParams& p, int row
   }
 }
 
-// Outputs that are q, k and v (rules N9, N21): pairs of the rotation are neighbours, so a thread holds both.
-struct TokenPlace {
-  int64_t slot = -1, position = 0;  // slot < 0: padding
-  bool in_bounds = false;
-};
-__device__ inline TokenPlace token_place(const RopeCacheArgs& a, int row) {
-  TokenPlace t;
-  t.slot = a.slots[row], t.position = a.positions[row];
-  t.in_bounds = in_bounds(a, t.slot, t.position);
-  return t;
-}
-// Where a pair of columns of q, k or v goes, and how it turns. The tables and the place are the step's inputs.
-struct RotatedPair {
-  uint16_t* to = nullptr;  // null: a slot or position out of bounds
-  bool is_q = false, turns = false;
-  numerics::RopeEntry turn = {1.0f, 0.0f};
-};
-__device__ inline RotatedPair rotated_pair(const RopeCacheArgs& a, const TokenPlace& t, int row, int column) {
-  RotatedPair r;
-  if (!t.in_bounds) return r;
-  const int dim = a.cache.head_dim, head = column / dim, e = column - head * dim;
-  const int rotated = a.q_heads + a.cache.kv_heads;
-  r.is_q = head < a.q_heads;
-  r.turns = head < rotated && a.cos != nullptr && e < a.rope_dim;
-  if (r.turns) {
-    const int64_t entry = t.position * (a.rope_dim / 2) + e / 2;
-    r.turn = {a.cos[entry], a.sin[entry]};
-  }
-  if (r.is_q) {
-    r.to = a.q + (static_cast<int64_t>(row) * a.q_heads + head) * dim + e;
-  } else {
-    const bool is_k = head < rotated;
-    const CachePlace place = cache_place(a.cache, t.slot);
-    r.to = static_cast<uint16_t*>(is_k ? a.cache.k : a.cache.v) + place.first +
-           (head - (is_k ? a.q_heads : rotated)) * place.head_stride + e;
-  }
-  return r;
-}
-template <Operand kind>
-__device__ inline void store_rotated(const RopeCacheArgs& a, const RotatedPair& r, int row, float x0, float x1) {
-  if (r.to == nullptr) {
-    a.nonfinite[row] = 1;
-    return;
-  }
-  if (r.turns) {
-    const numerics::Rotated turned = numerics::rope_rotate(x0, x1, r.turn);
-    x0 = turned.x0, x1 = turned.x1;
-  }
-  uint32_t v = pack<kind>(x0, x1);
-  if (!check_finite(v, kind == Operand::kBF16 ? 0x7f80 : 0x7c00, !r.is_q)) a.nonfinite[row] = 1;
-  *reinterpret_cast<uint32_t*>(r.to) = v;
-}
-
 // Few rows: one warp's registers hold all there is, so the accumulators go through shared memory and all 128 threads
 // take outputs, a pair of columns each. What a pair needs from memory is asked for before the chain begins.
 struct FewPair {
@@ -474,7 +421,7 @@ __device__ inline void store_few(const GemmParams& p, const FewPair& f, float2 v
     if (f.column + 1 < p.columns) v.y = fadd(v.y, __ldg(p.bias + f.column + 1));
   }
   if (p.rotate) {
-    store_rotated<kind>(p.rope, f.rotated, f.row, v.x, v.y);
+    store_rotated(p.rope, f.rotated, f.row, v.x, v.y);
   } else if (p.epilogue == Epilogue::kStoreRounded) {
     store_pair(static_cast<uint16_t*>(p.out) + offset, f.column, p.columns, pack<kind>(v.x, v.y));
   } else {

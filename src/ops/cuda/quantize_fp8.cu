@@ -7,18 +7,13 @@
 // warp w has block 8v + w of every 1024 values, which are the sum's lanes 128w to 128w + 127 (rule N8).
 #include <algorithm>
 
-#include "numerics/norm.h"
-#include "numerics/quantize.h"
-#include "ops/cuda/device_math.h"
 #include "ops/cuda/gemm_fp8.h"
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/quantize_device.cuh"
 
 namespace isobit::cuda {
 namespace {
-
-using numerics::fadd;
-using numerics::ffma;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kBlocks = 4;  // of a row that a warp has in flight
@@ -34,11 +29,6 @@ struct QuantizeParams {
   float* scale;
   int64_t row_bytes, scale_stride;
 };
-
-__device__ float widen(uint32_t bits, DType type) {
-  return type == DType::kBF16 ? numerics::bf16_to_f32(static_cast<uint16_t>(bits))
-                              : numerics::f16_to_f32(static_cast<uint16_t>(bits));
-}
 
 // Values at, …, at + 3 of a row of n that begins at `row` (in elements); zeros past its end.
 __device__ float4 load_four(const QuantizeParams& p, int64_t row, int64_t at) {
@@ -62,35 +52,13 @@ __device__ float4 load_four(const QuantizeParams& p, int64_t row, int64_t at) {
                      widen(v.y >> 16, p.x_type));
 }
 
-__device__ float round_once(float v, bool half) {
-  return half ? numerics::f16_to_f32(static_cast<uint16_t>(pack_f16(v, v)))
-              : numerics::bf16_to_f32(static_cast<uint16_t>(pack_bf16(v, v)));
-}
-
-// Two values to e4m3, the first in the low byte: round to nearest even, saturate at ±448, NaN to 0x7f (rule N2).
-__device__ uint32_t pack_e4m3(float low, float high) {
-  uint16_t r;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
-  return r;
-}
-
 // One block of a row, four values a lane; a lane whose values lie past n has zeros. The whole warp calls.
 __device__ void quantize_block(const QuantizeParams& p, int64_t row, int64_t block, const float4& v) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  float amax = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-#pragma unroll
-  for (int h = 1; h < 32; h *= 2) amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, h));
-  const float scale = numerics::e4m3_scale(amax);
-  using numerics::fdiv;
-  const uint32_t packed = pack_e4m3(fdiv(v.x, scale), fdiv(v.y, scale)) | pack_e4m3(fdiv(v.z, scale), fdiv(v.w, scale))
-                                                                              << 16;
+  float scale;
+  const uint32_t packed = quantize_four(v, scale);
   *reinterpret_cast<uint32_t*>(p.out + row * p.row_bytes + block * kFp8Block + lane * 4) = packed;
   if (lane == 0) p.scale[block * p.scale_stride + row] = scale;
-}
-
-template <GatedKind kKind>
-__device__ float gated_product(float gate, float up) {
-  return numerics::fmul(kKind == GatedKind::kSilu ? silu(gate) : gelu_tanh(gate), up);
 }
 
 template <GatedKind kKind>
@@ -114,10 +82,10 @@ __global__ __launch_bounds__(kThreads) void quantize_fp8_kernel(QuantizeParams p
   for (int b = 0; b < kBlocks; b++) {
     if (first + b >= blocks) continue;
     if constexpr (kGated) {
-      v[b] = make_float4(round_once(gated_product<kKind>(v[b].x, up[b].x), p.round_half),
-                         round_once(gated_product<kKind>(v[b].y, up[b].y), p.round_half),
-                         round_once(gated_product<kKind>(v[b].z, up[b].z), p.round_half),
-                         round_once(gated_product<kKind>(v[b].w, up[b].w), p.round_half));
+      v[b] = make_float4(round_once(gated_product(kKind, v[b].x, up[b].x), p.round_half),
+                         round_once(gated_product(kKind, v[b].y, up[b].y), p.round_half),
+                         round_once(gated_product(kKind, v[b].z, up[b].z), p.round_half),
+                         round_once(gated_product(kKind, v[b].w, up[b].w), p.round_half));
     }
     quantize_block(p, row, first + b, v[b]);
   }
@@ -131,28 +99,9 @@ __global__ __launch_bounds__(kThreads) void gate_kernel(GateArgs a) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (j >= a.n) return;
   for (int64_t row = blockIdx.y; row < a.count; row += gridDim.y) {
-    const float v = gated_product<kKind>(a.x[row * 2 * a.n + j], a.x[row * 2 * a.n + a.n + j]);
+    const float v = gated_product(kKind, a.x[row * 2 * a.n + j], a.x[row * 2 * a.n + a.n + j]);
     a.out[row * a.n + j] = static_cast<uint16_t>(a.out_type == DType::kF16 ? pack_f16(v, v) : pack_bf16(v, v));
   }
-}
-
-__device__ void accumulate(float4& lanes, const float4& x) {
-  lanes.x = ffma(x.x, x.x, lanes.x);
-  lanes.y = ffma(x.y, x.y, lanes.y);
-  lanes.z = ffma(x.z, x.z, lanes.z);
-  lanes.w = ffma(x.w, x.w, lanes.w);
-}
-
-// Rule N8's tree: two levels in a thread, five in a warp, three between the warps.
-__device__ float tree(const float4& lanes) {
-  __shared__ float warps[kWarps];
-  float a = fadd(fadd(lanes.x, lanes.y), fadd(lanes.z, lanes.w));
-#pragma unroll
-  for (int h = 1; h < 32; h *= 2) a = fadd(a, __shfl_xor_sync(0xffffffff, a, h));
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = a;
-  __syncthreads();
-  return fadd(fadd(fadd(warps[0], warps[1]), fadd(warps[2], warps[3])),
-              fadd(fadd(warps[4], warps[5]), fadd(warps[6], warps[7])));
 }
 
 constexpr int kKept = 8;  // float4s of the row that a thread keeps in registers; a longer row is read twice
@@ -165,10 +114,14 @@ __global__ __launch_bounds__(kThreads) void rms_norm_quantize_fp8_kernel(Quantiz
 #pragma unroll
   for (int v = 0; v < kKept; v++) x[v] = load_four(p, begin, first + v * numerics::kSumLanes);
 #pragma unroll
-  for (int v = 0; v < kKept; v++) accumulate(lanes, x[v]);
+  for (int v = 0; v < kKept; v++) accumulate_squares(lanes, x[v]);
   constexpr int64_t kRest = int64_t{kKept} * numerics::kSumLanes;
-  for (int64_t j = first + kRest; j < p.n; j += numerics::kSumLanes) accumulate(lanes, load_four(p, begin, j));
-  const float scale = numerics::rms_scale(tree(lanes), p.n, p.eps);
+  for (int64_t j = first + kRest; j < p.n; j += numerics::kSumLanes) accumulate_squares(lanes, load_four(p, begin, j));
+  __shared__ float warps[kWarps];
+  const float sum = sum_of_lanes(lanes);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
+  __syncthreads();
+  const float scale = numerics::rms_scale(sum_of_warps(warps), p.n, p.eps);
 
   const auto quantize = [&](const float4& values, int64_t at) {
     const int64_t block = at / kFp8Block;  // the same for a warp
