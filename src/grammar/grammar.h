@@ -70,7 +70,8 @@ class GrammarCompiler {
   GrammarCompiler(const GrammarCompiler&) = delete;
   GrammarCompiler& operator=(const GrammarCompiler&) = delete;
 
-  // Throws Error(kInvalidArgument) that says what is wrong with the constraint. Takes milliseconds to seconds.
+  // Throws Error(kInvalidArgument) that says what is wrong with the constraint, or that there is too much of it
+  // (constraint_size.h). Takes milliseconds to seconds.
   std::shared_ptr<const Grammar> compile(const Constraint& constraint);
 
  private:

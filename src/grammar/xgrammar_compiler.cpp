@@ -7,13 +7,13 @@
 #include <optional>
 
 #include "base/error.h"
+#include "grammar/constraint_size.h"
 #include "grammar/grammar.h"
 #include "text/tokenizer.h"
 
 namespace isobit {
 namespace {
 
-constexpr size_t kLongestConstraint = 256 << 10;  // bytes
 constexpr size_t kRemembered = 32;
 
 // RFC 8259.
@@ -135,8 +135,7 @@ GrammarCompiler::GrammarCompiler(const Tokenizer& tokenizer, std::span<const int
 GrammarCompiler::~GrammarCompiler() = default;
 
 std::shared_ptr<const Grammar> GrammarCompiler::compile(const Constraint& c) {
-  require(c.text.size() <= kLongestConstraint, "the {} has {} bytes; at most {} are allowed", constraint_name(c.kind),
-          c.text.size(), kLongestConstraint);
+  check_size(c);
   const std::lock_guard lock(mutex_);
   const auto known = std::ranges::find_if(
       recent_, [&](const auto& g) { return g->constraint().kind == c.kind && g->constraint().text == c.text; });

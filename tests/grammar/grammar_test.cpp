@@ -190,6 +190,32 @@ TEST_F(GrammarTest, RefusesWhatItCannotUse) {
   refuse(Kind::kRegex, std::string(300 << 10, 'a'), {"307200 bytes", "262144"});
 }
 
+// Short texts that would keep xgrammar busy for long.
+TEST_F(GrammarTest, RefusesWhatTakesTooLong) {
+  const auto nested = [](const std::string& open, const std::string& close, int depth) {
+    std::string text;
+    for (int i = 0; i < depth; i++) text += open;
+    text += close == "}" ? "true" : "a";
+    for (int i = 0; i < depth; i++) text += close;
+    return text;
+  };
+  refuse(Kind::kRegex, nested("(", ")", 5000), {"regex has 5000 groups inside each other", "64"});
+  refuse(Kind::kGrammar, "root ::= " + nested("(", ")", 65), {"65 groups", "64"});
+  refuse(Kind::kRegex, "((a{1,1000}){1,1000}){1,1000}", {"1000000000 characters", "1000000"});
+  refuse(Kind::kRegex, "a{99999999999999999999}", {"characters once counts are written out"});
+  refuse(Kind::kJsonSchema, nested(R"({"items": )", "}", 5000), {"json_schema has 5000 brackets", "64"});
+  refuse(Kind::kJsonSchema, R"({"type": "string", "pattern": "^([a-z]{1,50} ){1,500}$"})",
+         {"25502 characters", "2000"});
+  refuse(Kind::kJsonSchema, R"({"patternProperties": {"(ab){0,1001}": {}}})", {"2002 characters", "2000"});
+  refuse(Kind::kJsonSchema, "{\"title\": \"" + std::string(70000, 'x') + "\"}", {"bytes", "65536"});
+  // What only looks like it.
+  start(Kind::kRegex, R"(\({3}[({]{2,5}a{1,100000})");
+  start(Kind::kGrammar,
+        R"(root ::= "((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((" [(]{1,3})");
+  start(Kind::kJsonSchema,
+        R"({"type": "string", "enum": ["{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{"]})");
+}
+
 TEST_F(GrammarTest, RemembersTheLatest) {
   const auto first = compiler_.compile({Kind::kRegex, "a+"});
   EXPECT_EQ(compiler_.compile({Kind::kRegex, "a+"}), first);
