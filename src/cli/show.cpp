@@ -7,8 +7,10 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/json.h"
 #include "cli/cli.h"
 #include "models/load_check.h"
+#include "models/outline.h"
 #include "models/registry.h"
 #include "models/sampling_defaults.h"
 #include "models/tokenizer_spec.h"
@@ -21,6 +23,7 @@ using Json = nlohmann::json;
 // What of a file could be read, and everything that stops it from running, not the first thing alone.
 struct Findings {
   std::optional<ModelConfig> config;
+  std::optional<ModelOutline> outline;  // where there is no config
   SamplingDefaults sampling;
   std::vector<std::string> obstacles;
 };
@@ -36,7 +39,12 @@ Findings examine(const Checkpoint& file) {
     }
   };
   attempt([&] { f.config = read_config(file); });
-  if (f.config) attempt([&] { check_loads(file, *f.config); });
+  if (f.config) {
+    attempt([&] { check_loads(file, *f.config); });
+  } else {
+    f.outline = read_outline(file);
+    found.insert(found.end(), f.outline->not_built.begin(), f.outline->not_built.end());
+  }
   attempt([&] { Tokenizer::create(read_tokenizer_spec(file)); });
   attempt([&] { f.sampling = read_sampling_defaults(file); });
   attempt([&] {
@@ -127,6 +135,36 @@ Json model_json(const Checkpoint& file, const ModelConfig& c) {
           {"kv_bytes_per_token", c.kv_bytes_per_token()}};
 }
 
+Json outline_json(const ModelOutline& o) {
+  Json j = {{"architecture", o.architecture}, {"bytes_by_part", o.bytes_by_part}};
+  const auto add = [&](const char* name, const auto& value) {
+    if (value) j[name] = *value;
+  };
+  add("layers", o.layers);
+  add("hidden", o.hidden);
+  add("vocab", o.vocab);
+  add("context", o.context);
+  add("experts", o.experts);
+  add("experts_used", o.experts_used);
+  add("kv_bytes_per_token", o.kv_bytes_per_token);
+  j["q_heads"] = o.q_heads;
+  j["kv_heads"] = o.kv_heads;
+  j["head_dim"] = o.head_dim;
+  j["ffn"] = o.ffn;
+  return j;
+}
+
+// Null where there is none, or none that may be read: then that is among the obstacles.
+Json config_json(const Checkpoint& file) {
+  const auto text = file.document("config.json");
+  if (!text) return nullptr;
+  try {
+    return parse_json_file(*text, "config.json");
+  } catch (const Error&) {
+    return nullptr;
+  }
+}
+
 struct Counted {
   std::map<std::string, std::pair<int64_t, size_t>> types;  // tensors, bytes
   int64_t parameters = 0;
@@ -156,13 +194,27 @@ void show_json(const Checkpoint& file, const Findings& f, bool tensors) {
             {"sampling", f.sampling.describe()}};
   for (const auto& [type, entry] : all.types) j["types"][type] = {{"tensors", entry.first}, {"bytes", entry.second}};
   for (const MetadataEntry& e : file.metadata().entries()) j["metadata"][std::string(e.key)] = e.value.display();
-  if (const auto text = file.document("config.json")) j["config"] = Json::parse(*text, nullptr, false);
+  if (Json config = config_json(file); !config.is_null()) j["config"] = std::move(config);
   if (f.config) j["model"] = model_json(file, *f.config);
+  if (f.outline) j["outline"] = outline_json(*f.outline);
   for (const Tensor& t : file.tensors()) {
     if (!tensors) break;
     j["tensors"].push_back({{"name", t.name}, {"type", t.type_name()}, {"shape", t.shape}, {"bytes", t.bytes}});
   }
   std::cout << json_text(j) << "\n";
+}
+
+void show_memory(std::optional<size_t> kv_bytes_per_token, std::optional<int64_t> context,
+                 const std::map<std::string, size_t>& by_part) {
+  if (kv_bytes_per_token) {
+    std::cout << fmt::format("  KV cache: {} a token", human_bytes(*kv_bytes_per_token));
+    if (context && *context > 0) {
+      std::cout << fmt::format(", {} at full context",
+                               human_bytes(*kv_bytes_per_token * static_cast<size_t>(*context)));
+    }
+    std::cout << "\n";
+  }
+  for (const auto& [part, bytes] : by_part) std::cout << fmt::format("  {:<30} {:>12}\n", part, human_bytes(bytes));
 }
 
 void show_model(const Checkpoint& file, const ModelConfig& c) {
@@ -171,11 +223,36 @@ void show_model(const Checkpoint& file, const ModelConfig& c) {
   std::cout << fmt::format("  {} layers, hidden {}, vocabulary {}, context {}\n{}", c.layer_count(), c.hidden, c.vocab,
                            c.context, describe_layers(c));
   if (const std::string list = features(c); !list.empty()) std::cout << "  " << list << "\n";
-  std::cout << fmt::format("  KV cache: {} a token, {} at full context\n", human_bytes(c.kv_bytes_per_token()),
-                           human_bytes(c.kv_bytes_per_token() * static_cast<uint64_t>(c.context)));
-  for (const auto& [part, bytes] : bytes_by_part(file, c)) {
-    std::cout << fmt::format("  {:<30} {:>12}\n", part, human_bytes(bytes));
-  }
+  show_memory(c.kv_bytes_per_token(), c.context, bytes_by_part(file, c));
+}
+
+// "4", "0 to 8" where layers differ.
+std::string range_of(const std::vector<int64_t>& values) {
+  const auto [low, high] = std::ranges::minmax(values);
+  return low == high ? fmt::format("{}", low) : fmt::format("{} to {}", low, high);
+}
+
+void show_outline(const ModelOutline& o) {
+  std::cout << fmt::format("  architecture {}\n", o.architecture.empty() ? "not stated" : o.architecture);
+  std::vector<std::string> shapes;
+  const auto add = [&](const char* format, const std::optional<int64_t>& value) {
+    if (value) shapes.push_back(fmt::format(fmt::runtime(format), *value));
+  };
+  const auto add_range = [&](const char* format, const std::vector<int64_t>& values) {
+    if (!values.empty()) shapes.push_back(fmt::format(fmt::runtime(format), range_of(values)));
+  };
+  add("{} layers", o.layers);
+  add("hidden {}", o.hidden);
+  add("vocabulary {}", o.vocab);
+  add("context {}", o.context);
+  add_range("query heads {}", o.q_heads);
+  add_range("KV heads {}", o.kv_heads);
+  add_range("heads of {}", o.head_dim);
+  add_range("FFN {}", o.ffn);
+  add("{} experts a layer", o.experts);
+  add("{} of them for a token", o.experts_used);
+  if (!shapes.empty()) std::cout << fmt::format("  {}\n", fmt::join(shapes, ", "));
+  show_memory(o.kv_bytes_per_token, o.context, o.bytes_by_part);
 }
 
 void show_text(const Checkpoint& file, const Findings& f, bool tensors) {
@@ -184,17 +261,15 @@ void show_text(const Checkpoint& file, const Findings& f, bool tensors) {
                            human_bytes(file.file_bytes()), static_cast<double>(all.parameters) / 1e6, file.digest());
   for (const std::string& why : f.obstacles) std::cout << "  cannot be run: " << why << "\n";
   if (f.config) show_model(file, *f.config);
+  if (f.outline) show_outline(*f.outline);
   if (!f.sampling.empty()) std::cout << "  sampled with " << f.sampling.describe() << "\n";
   for (const auto& [type, entry] : all.types)
     std::cout << fmt::format("  {:<8} {:>5} tensors {:>12}\n", type, entry.first, human_bytes(entry.second));
   std::cout << "metadata\n";
   for (const MetadataEntry& e : file.metadata().entries())
     std::cout << fmt::format("  {} = {}\n", e.key, e.value.display());
-  if (const auto text = file.document("config.json")) {
-    const Json config = Json::parse(*text, nullptr, false);
-    if (config.is_object()) {
-      for (const auto& [key, value] : config.items()) std::cout << fmt::format("  {} = {:.80}\n", key, value.dump());
-    }
+  if (const Json config = config_json(file); config.is_object()) {
+    for (const auto& [key, value] : config.items()) std::cout << fmt::format("  {} = {:.80}\n", key, value.dump());
   }
   if (!tensors) return;
   std::cout << "tensors\n";

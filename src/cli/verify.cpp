@@ -206,9 +206,10 @@ struct Backends {
 };
 
 void print_row(const VerifyRow& r) {
-  std::cout << fmt::format("  {:<30} {:>4} answers {:>6} positions {:>5} logit rows {:>6.1f} s  {}\n", r.setting.name,
+  std::cout << fmt::format("  {:<30} {:>4} answers {:>6} positions {:>5} logit rows {:>6.1f} s  {}{}\n", r.setting.name,
                            r.answers, r.positions, r.logit_rows, r.seconds,
-                           r.differences.empty() ? "equal" : "DIFFERENT");
+                           r.differences.empty() ? "equal" : "DIFFERENT",
+                           r.setting.brief ? " (prompts of up to 128 tokens, 4 decoded, greedy)" : "");
   for (const VerifyDifference& d : r.differences) std::cout << describe(d) << "\n";
   std::cout << std::flush;
 }
@@ -308,7 +309,7 @@ void add_verify(CLI::App& app, Command& command) {
 each setting; where layers have windows, one prompt is longer than they. Compared by bytes are the tokens, every
 position's residual stream behind the last layer (all that the layers make goes into it), and the logits of each sampled
 position and of the prompts' last 4. "In brief" (scalar code, a fiftieth of the speed) is the two shortest prompts and
-the longest, 4 tokens each.
+the longest of at most 128 tokens, 4 tokens each, which may not reach beyond a window.
 
 Examples:
   isobit verify

@@ -95,6 +95,7 @@ namespace {
 
 constexpr int32_t kPromptLogits = 4;  // of a prompt's last positions the logits are compared
 constexpr int32_t kBriefTokens = 4;
+constexpr size_t kBriefPrompt = 128;  // tokens
 
 // Which request each submission is: all of them, then copies, of short prompts first, until a batch is full.
 std::vector<size_t> submissions(const std::vector<Request>& requests, const VerifySetting& setting) {
@@ -141,13 +142,18 @@ std::vector<VerifySetting> Verifier::settings() const {
   return all;
 }
 
-// Brief: the two shortest prompts and the longest, greedily.
+// Brief: the two shortest prompts and the longest of at most kBriefPrompt tokens, greedily.
 std::vector<Verifier::Answer> Verifier::answers(const std::vector<VerifyPrompt>& prompts, bool brief) const {
   std::vector<size_t> by_length(prompts.size());
   std::iota(by_length.begin(), by_length.end(), size_t{0});
   const auto length = [&](size_t i) { return prompts[i].tokens.size(); };
   std::ranges::stable_sort(by_length, {}, length);
-  if (brief && by_length.size() > 3) by_length.erase(by_length.begin() + 2, by_length.end() - 1);
+  if (brief && by_length.size() > 2) {
+    const auto end =
+        std::find_if(by_length.begin() + 2, by_length.end(), [&](size_t i) { return length(i) > kBriefPrompt; });
+    by_length.erase(end, by_length.end());
+    if (by_length.size() > 3) by_length.erase(by_length.begin() + 2, by_length.end() - 1);
+  }
   const size_t longest = std::max(static_cast<size_t>(options_.seeded_up_to), length(by_length.front()));
   std::vector<Answer> all;
   for (const bool sampled : {false, true}) {
@@ -246,13 +252,18 @@ std::map<Verifier::Answer, Verifier::Trail> Verifier::record(const VerifySetting
   return trails;
 }
 
-VerifyRow Verifier::compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts) const {
+// engine: the last setting's, which a warm cache goes on with; becomes this one's.
+VerifyRow Verifier::compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
+                            std::unique_ptr<Engine>& engine) const {
   const auto start = std::chrono::steady_clock::now();
   VerifyRow row;
   row.setting = setting;
   const std::vector<Answer> all = answers(prompts, setting.brief);
   const std::vector<Request> requests = make_requests(setting, prompts, all);
-  const auto engine = make_engine(setting, requests);
+  if (!setting.warm_cache) {
+    engine.reset();  // before its successor takes memory too
+    engine = make_engine(setting, requests);
+  }
   std::map<Answer, VerifyDifference> first;
   const auto differs = [&](const Answer& a, int32_t position, const char* what) {
     VerifyDifference& d = first[a];
@@ -282,7 +293,6 @@ VerifyRow Verifier::compare(const VerifySetting& setting, const std::vector<Veri
       break;
     }
   };
-  if (setting.warm_cache) play(*engine, setting, requests, {});
   row.answers = play(*engine, setting, requests, listener);
   if (!first.empty()) locate(setting, prompts, first);
   for (const auto& [answer, d] : first) row.differences.push_back(d);
@@ -328,8 +338,9 @@ std::vector<VerifyRow> Verifier::run(const std::vector<VerifyPrompt>& prompts,
   require(!prompts.empty(), "verify: no prompts");
   baseline_ = record({.name = "baseline: one prompt alone, one prefill, no cache"}, prompts);
   std::vector<VerifyRow> rows;
+  std::unique_ptr<Engine> engine;
   for (const VerifySetting& s : settings()) {
-    rows.push_back(compare(s, prompts));
+    rows.push_back(compare(s, prompts, engine));
     if (on_row) on_row(rows.back());
   }
   return rows;

@@ -38,11 +38,11 @@ struct VerifySetting {
   int32_t chunk = 0;
   bool shuffle = false;
   bool cache = false;         // of prefixes; empty at first
-  bool warm_cache = false;    // run everything once before, then again over the cached prefixes
+  bool warm_cache = false;    // the setting before once more, on its engine: over the prefixes that it has cached
   bool starve_cache = false;  // so few pages that sequences are preempted and recomputed
   bool as_prefill =
       false;           // prompt and the baseline's answer as one prefill: every decoded position again, not decoded
-  bool brief = false;  // for a backend of a fiftieth of the speed: three prompts, few tokens
+  bool brief = false;  // for a backend of a fiftieth of the speed: three prompts of up to 128 tokens, few tokens more
   int backend = 0;
 };
 
@@ -102,7 +102,8 @@ class Verifier {
   int32_t play(Engine& engine, const VerifySetting& setting, const std::vector<Request>& requests,
                const Listener& listener) const;
   std::map<Answer, Trail> record(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts) const;
-  VerifyRow compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts) const;
+  VerifyRow compare(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
+                    std::unique_ptr<Engine>& engine) const;
   void locate(const VerifySetting& setting, const std::vector<VerifyPrompt>& prompts,
               std::map<Answer, VerifyDifference>& differences) const;
 

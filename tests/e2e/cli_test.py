@@ -20,7 +20,7 @@ import time
 import unittest
 import zipfile
 
-from tiny_gguf import F32, I32, TinyModel, pair
+from tiny_gguf import F32, I32, U32, TinyModel, pair
 
 ISOBIT, FETCH = sys.argv[1:3]
 COMMANDS = ["run", "chat", "serve", "score", "verify", "replay", "bench", "bench cpu", "quantize", "pull", "list", "show"]
@@ -210,6 +210,45 @@ class ModelFiles(Case):
         out, _ = self.isobit("show", path)
         self.assertIn("cannot be run", out)
         self.assertFalse(json.loads(self.isobit("show", path, "--json")[0])["runs"])
+
+    def test_show_of_architectures_that_no_family_describes(self):
+        def shown(name, *says):
+            text = self.isobit("show", name)[0]
+            for words in says:
+                self.assertIn(words, text)
+            j = json.loads(self.isobit("show", name, "--json")[0])
+            self.assertFalse(j["runs"])
+            return j["outline"]
+
+        class Mixture(TinyModel):
+            def pairs(self):
+                count = lambda key, n: pair(self.architecture + "." + key, U32, struct.pack("<I", n))
+                return super().pairs() + [count("expert_count", 4), count("expert_used_count", 2)]
+
+            def tensors(self):
+                for name, of in super().tensors():
+                    yield name.replace("ffn_gate", "ffn_gate_exps"), of
+
+        for architecture in ("qwen3moe", "llama"):  # Mixtral says that it is a llama
+            outline = shown(self.write("moe.gguf", Mixture(architecture=architecture).build()), f"architecture {architecture}",
+                            "2 layers, hidden 64, vocabulary 258, context 512, query heads 4, KV heads 2, heads of 16, FFN 96",
+                            "4 experts a layer, 2 of them for a token", "KV cache: 0.2 KiB a token",
+                            "does not have mixtures of experts: blk.0.ffn_gate_exps.weight and 1 more tensors")
+            self.assertEqual(outline["kv_bytes_per_token"], 256)
+            self.assertEqual(outline["bytes_by_part"]["experts"], 2 * 96 * 64 * 4)
+        bert = self.path / "bert"
+        bert.mkdir()
+        names = ["embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"]
+        header = {n: {"dtype": "F32", "shape": [2, 8], "data_offsets": [64 * i, 64 * i + 64]} for i, n in enumerate(names)}
+        head = json.dumps(header).encode()
+        (bert / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(128))
+        config = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        (bert / "config.json").write_text(json.dumps(config))
+        outline = shown(bert, "model_type 'bert' is not supported", "architecture bert", "1 layers, hidden 8, vocabulary 2",
+                        "told apart by embeddings, as encoders have: embeddings.token_type_embeddings.weight", "embedding   ")
+        self.assertNotIn("kv_bytes_per_token", outline)
+        (bert / "config.json").write_text('{"model_type": ' + "[" * 200000)
+        shown(bert, "is nested more than 64 deep")
 
     def test_show_says_what_keeps_a_model_from_running(self):
         def obstacles(model):
@@ -592,8 +631,11 @@ class Verify(Case):
         self.assertRegex(out, "cpu, [12] thread")  # the number that the run has not got itself
         self.assertIn("cpu, scalar, in brief", out)
         j = json.loads(self.isobit("verify", self.model, "--batches", "2", "--chunks", "5", "-n", "2", "--json", "--prompts",
-                                   self.write("p.txt", "Hi\n"))[0])
+                                   self.write("p.txt", "Hi\nYes\n" + 200 * "x" + "\n"))[0])
         self.assertEqual(j["different"], 0)
+        positions = lambda brief: [r["positions"] for r in j["rows"] if r["brief"] == brief]
+        self.assertGreater(max(positions(False)), 200)
+        self.assertLess(max(positions(True)), 200)  # the long prompt is too long for scalar code
         self.assertGreater(j["positions"], 100)
         self.assertTrue(all(r["equal"] for r in j["rows"]))
 

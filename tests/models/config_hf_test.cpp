@@ -4,6 +4,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "base/json.h"
 #include "models/config.h"
 #include "models/rope_config.h"
 #include "numerics/rope_scaling.h"
@@ -136,6 +137,35 @@ TEST(HfConfig, WhatIsBrokenIsNamed) {
   refused(kBadFile, with(llama(), {{"layer_types", {"full_attention"}}, {"model_type", "gemma2"}}),
           {"layer_types", "6"});
   refused(kBadFile, with(llama(), {{"partial_rotary_factor", 2.0}}), {"partial_rotary_factor"});
+}
+
+TEST(HfConfig, JsonOfNoModelIsNotRead) {
+  const auto raw = [](const std::string& text) {
+    Checkpoint::Parts parts;
+    parts.path = "folder";
+    parts.files.push_back({"config.json", std::as_bytes(std::span(text)), std::as_bytes(std::span(text)), nullptr});
+    read_config(Checkpoint(std::move(parts)));
+  };
+  for (const size_t depth : {65, 1000, 1000000}) {
+    const std::string deep =
+        R"({"model_type": "llama", "x": )" + std::string(depth, '[') + std::string(depth, ']') + "}";
+    expect_error(ErrorCode::kBadFile, {"folder/config.json", "64 deep"}, [&] { raw(deep); });
+    expect_error(ErrorCode::kBadFile, {"64 deep"}, [&] { raw(std::string(depth + 1, '[')); });  // not even closed
+  }
+  EXPECT_NO_THROW(hf_config(with(llama(), {{"x", Json::parse(std::string(62, '[') + std::string(62, ']'))}})));
+  for (const char* text : {"", "[]", "null", "{", "{\"model_type\": \"llama\"", "\xff\xfe"}) {
+    expect_error(ErrorCode::kBadFile, {"folder/config.json"}, [&] { raw(text); });
+  }
+}
+
+TEST(HfConfig, JsonHasALargestSize) {
+  const std::string text = R"({"a": 1})";
+  expect_error(ErrorCode::kBadFile, {"some.json", "8 bytes", "at most 7"},
+               [&] { parse_json_file(text, "some.json", {.bytes = 7}); });
+  EXPECT_EQ(parse_json_file(text, "some.json", {.bytes = 8})["a"], 1);
+  // The files of a model all go through the same limits, and the largest tokenizer known fits.
+  EXPECT_GE(JsonLimits().bytes, size_t{40} << 20);
+  EXPECT_LE(JsonLimits().bytes, size_t{256} << 20);
 }
 
 }  // namespace
