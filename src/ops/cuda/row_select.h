@@ -72,19 +72,19 @@ __device__ uint32_t sampled_threshold(RowShared& s, const RowPart& part, int len
   return max(kMinusInfinityKey, min(kInfinityKey, key_below(largest, bin)));
 }
 
-// Adds a group's values from `threshold` up, NaN too, to the list; the count may run past the list's end. valid(j): the
-// group's j-th value is in the row.
-template <typename F>
-__device__ void list_group(RowShared& s, uint32_t id, const float4& y, float threshold, F&& valid) {
-  const bool in[4] = {!(y.x < threshold) && valid(0), !(y.y < threshold) && valid(1), !(y.z < threshold) && valid(2),
-                      !(y.w < threshold) && valid(3)};
-  const uint32_t n = (in[0] ? 1u : 0u) + (in[1] ? 1u : 0u) + (in[2] ? 1u : 0u) + (in[3] ? 1u : 0u);
-  uint32_t at = n != 0 ? atomicAdd(&s.list_count, n) : 0;
+// Lists a group's values from `threshold` up, NaN too, of those that `valid` marks; the count may run past the list's
+// end. Out of line: the loop over the row shall have the registers for what it has on its way.
+__device__ __noinline__ inline void list_group(RowShared& s, const RowPart& part, const float4 y, int index,
+                                               float threshold, uint32_t valid) {
+  const uint32_t marks = valid & ((y.x < threshold ? 0 : 1u) | (y.y < threshold ? 0 : 2u) | (y.z < threshold ? 0 : 4u) |
+                                  (y.w < threshold ? 0 : 8u));
+  const int share = part.list, first = part.rank * share;
+  int at = marks != 0 ? static_cast<int>(atomicAdd(&s.list_count, static_cast<uint32_t>(__popc(marks)))) : share;
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     const float v = j == 0 ? y.x : j == 1 ? y.y : j == 2 ? y.z : y.w;
-    if (!in[j]) continue;
-    if (at < kListCapacity) s.list[at] = numerics::candidate_key(v, id + static_cast<uint32_t>(j));
+    if ((marks >> j & 1) == 0) continue;
+    if (at < share) s.list[first + at] = numerics::candidate_key(v, static_cast<uint32_t>(index + j));
     at++;
   }
 }
@@ -94,10 +94,11 @@ struct Cut {
   uint64_t key;  // the goal-th largest
 };
 
-// The goal-th largest key of lists that hold `largest` down to `threshold`, at least as many: by bins of the key, then
-// by a sort of the bin where it lies, which every CTA does for itself. Not found where too many share the bin.
-__device__ __noinline__ inline Cut cut_lists(RowShared& s, const RowPart& part, int count, uint32_t largest,
-                                             uint32_t threshold, uint64_t goal) {
+// The goal-th largest key of the cluster's list, which holds `largest` down to `threshold`, at least as many: by bins
+// of the key, then by a sort of the bin where it lies. Every CTA does it for itself. Not found where too many share the
+// bin.
+__device__ __noinline__ inline Cut cut_list(RowShared& s, const RowPart& part, uint32_t largest, uint32_t threshold,
+                                            uint64_t goal) {
   const int t = static_cast<int>(threadIdx.x);
   const uint32_t span = largest - threshold;
   const uint32_t scale =
@@ -107,50 +108,27 @@ __device__ __noinline__ inline Cut cut_lists(RowShared& s, const RowPart& part, 
     return scale == 0 ? min(d, static_cast<uint32_t>(kLinearBins - 1)) : __umulhi(d, scale);
   };
   s.numbers[t] = 0;
-  if (t == 0) {
-    s.found_bin = kLinearBins;
-    s.gathered = 0;
-  }
+  if (t == 0) s.gathered = 0;
   __syncthreads();
-#pragma unroll 1
-  for (int i = t; i < count; i += kRowThreads) atomicAdd(&s.numbers[bin_of(s.list[i])], 1u);
-  row_cluster_sync();
-  uint64_t total = 0;
-#pragma unroll
-  for (int r = 0; r < kMaxRowCluster; r++) {  // all at once: each is far
-    if (r < part.size) total += *peer(&s.numbers[t], r);
-  }
-  const uint64_t sum = cta_sum_before(s, total);
-  if (sum < goal && sum + total >= goal) {
+  for_each_listed(s, part, [&](uint64_t key, int) { atomicAdd(&s.numbers[bin_of(key)], 1u); });
+  __syncthreads();
+  const uint64_t in_mine = s.numbers[t], sum = cta_sum_before(s, in_mine);
+  if (sum < goal && sum + in_mine >= goal) {
     s.found_bin = static_cast<uint32_t>(t);
     s.found_before = sum;
   }
   __syncthreads();
-  const uint32_t bin = s.found_bin;
+  const uint32_t bin = s.found_bin, count = s.numbers[bin];
   const uint64_t before = s.found_before;
-  const bool found = bin < kLinearBins;
-  int in_bin = 0, offset = 0;
-  if (found) {
-    const int lane = t % 32;
-    const int n = lane < part.size ? static_cast<int>(*peer(&s.numbers[bin], lane)) : 0;
-    in_bin = __reduce_add_sync(kAllLanes, n);
-    offset = __reduce_add_sync(kAllLanes, lane < part.rank ? n : 0);
-    if (in_bin <= kSortCapacity) {
-#pragma unroll 1
-      for (int i = t; i < count; i += kRowThreads) {
-        const uint64_t key = s.list[i];
-        if (bin_of(key) != bin) continue;
-        const int at = offset + static_cast<int>(atomicAdd(&s.gathered, 1u));
-        for (int r = 0; r < part.size; r++) peer(s.pulled, r)[at] = key;
-      }
-    }
-  }
-  row_cluster_sync();
-  if (!found || in_bin > kSortCapacity) return {false, 0};
-  if (t < in_bin) {
+  if (count > kSortCapacity) return {false, 0};
+  for_each_listed(s, part, [&](uint64_t key, int) {
+    if (bin_of(key) == bin) s.pulled[atomicAdd(&s.gathered, 1u)] = key;
+  });
+  __syncthreads();
+  if (t < static_cast<int>(count)) {
     const uint64_t key = s.pulled[t];
     uint64_t above = before;
-    for (int j = 0; j < in_bin; j++) above += s.pulled[j] > key ? 1 : 0;
+    for (uint32_t j = 0; j < count; j++) above += s.pulled[j] > key ? 1 : 0;
     if (above + 1 == goal) s.found_key = key;
   }
   __syncthreads();

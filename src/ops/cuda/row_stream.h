@@ -6,7 +6,7 @@ namespace isobit::cuda {
 
 constexpr int kLineGroups = 8;       // groups of four values to 128 bytes
 constexpr int kRowAhead = 5;         // groups in flight a thread
-constexpr int kListCapacity = 4096;  // candidates a CTA keeps
+constexpr int kListCapacity = 3968;  // candidates a cluster keeps
 constexpr int kSortCapacity = kRowThreads;
 constexpr int kUnits = 2048;  // groups sampled from a row, at most
 constexpr int kLinearBins = kRowThreads;
@@ -46,6 +46,7 @@ __device__ inline float4 row_group(const RowValues& row, int group) {
 struct RowPart {
   int rank, size;     // of the CTA in the cluster
   int first, groups;  // this CTA's groups
+  int list;           // places in the cluster's list
 };
 __device__ inline RowPart row_part(const RowValues& row) {
   RowPart p;
@@ -55,6 +56,7 @@ __device__ inline RowPart row_part(const RowValues& row) {
             share = ((groups + p.size - 1) / p.size + kLineGroups - 1) / kLineGroups * kLineGroups;
   p.first = min(groups, p.rank * share);
   p.groups = min(groups - p.first, share);
+  p.list = kListCapacity / p.size;
   return p;
 }
 
@@ -63,17 +65,15 @@ struct Exchange {  // from one CTA to every other
 };
 
 struct RowShared {
-  uint64_t list[kListCapacity];
+  uint64_t list[kListCapacity];  // of every CTA of the cluster, each in its share
   union {
     uint32_t units[kUnits];
-    struct {
-      uint64_t pulled[kSortCapacity], sorted[kSortCapacity];
-    };
+    uint64_t pulled[kSortCapacity];
+    uint32_t marks[kMarkWords];
   };
   union {
     uint32_t log_bins[kLogBins];
     uint32_t numbers[kLinearBins];
-    uint32_t marks[kMarkWords];
   };
   // Reductions and exchanges.
   uint64_t warp_sums[kRowWarps];
@@ -84,7 +84,8 @@ struct RowShared {
   uint32_t list_count, found_bin, gathered;
 };
 
-constexpr size_t kRowSharedBytes = 233472 / 3 - 1024;  // three CTAs an SM
+// Three CTAs on an SM leave 92 KB of its memory to the L1.
+constexpr size_t kRowSharedBytes = 164 * 1024 / 3 - 1024;
 
 // What all threads of the cluster wrote is seen by all.
 __device__ inline void row_cluster_arrive() {
@@ -99,18 +100,33 @@ __device__ inline void row_cluster_sync() {
 // What the whole cluster found.
 struct ClusterScan {
   uint32_t largest;  // key
-  bool fits;         // every CTA's list holds all that it should
+  bool fits;         // the list holds all that it should
   uint32_t listed;   // over the cluster
 };
+// Every CTA gets every CTA's list, too.
 __device__ inline ClusterScan exchange_scan(RowShared& s, const RowPart& part, uint32_t largest, uint32_t listed) {
-  if (static_cast<int>(threadIdx.x) < part.size) {
-    *peer(&s.from[part.rank], static_cast<int>(threadIdx.x)) = {largest, listed};
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32, share = part.list;
+  if (t < part.size) *peer(&s.from[part.rank], t) = {largest, listed};
+  const int count = min(static_cast<int>(listed), share);
+  for (int r = t / 32; r < part.size; r += kRowWarps) {  // a warp a CTA
+    if (r == part.rank) continue;
+    for (int i = lane; i < count; i += 32) peer(s.list, r)[part.rank * share + i] = s.list[part.rank * share + i];
   }
-  publish();
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  row_cluster_sync();
   const Exchange e = lane < part.size ? s.from[lane] : Exchange{0, 0};
-  return {__reduce_max_sync(kAllLanes, e.largest), __reduce_max_sync(kAllLanes, e.listed) <= kListCapacity,
+  return {__reduce_max_sync(kAllLanes, e.largest),
+          __reduce_max_sync(kAllLanes, e.listed) <= static_cast<uint32_t>(share),
           __reduce_add_sync(kAllLanes, e.listed)};
+}
+
+// f(key, rank) for this thread's part of the cluster's list, which fits.
+template <typename F>
+__device__ void for_each_listed(const RowShared& s, const RowPart& part, F&& f) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int rank = warp % part.size, warps = (kRowWarps - 1 - rank) / part.size + 1;
+  const int first = rank * part.list, end = first + static_cast<int>(s.from[rank].listed);
+#pragma unroll 1
+  for (int i = first + warp / part.size * 32 + lane; i < end; i += warps * 32) f(s.list[i], rank);
 }
 
 }  // namespace isobit::cuda

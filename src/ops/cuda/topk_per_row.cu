@@ -37,21 +37,30 @@ __device__ void for_each_value(const RowValues& row, const RowPart& part, F&& f)
   }
 }
 
-// The largest key of the i-th group that the CTA samples.
-__device__ uint32_t sampled_key(const RowValues& row, const RowPart& part, int i) {
+// The i-th group that the CTA samples; -1: there is none.
+__device__ int sampled_group(const RowPart& part, int i) {
   static_assert(int64_t{kUnits} * kMarkWords * 8 <= UINT32_MAX);
   const int n = sample_groups(part);
-  if (part.groups < n && i >= part.groups) return 0;
-  const int g =
-      part.groups >= n
-          ? static_cast<int>(static_cast<uint32_t>(i) * static_cast<uint32_t>(part.groups) / static_cast<uint32_t>(n))
-          : i;
-  return numerics::order_key(max_nan(row_group(row, part.first + g)));
+  if (part.groups < n) return i < part.groups ? part.first + i : -1;
+  return part.first +
+         static_cast<int>(static_cast<uint32_t>(i) * static_cast<uint32_t>(part.groups) / static_cast<uint32_t>(n));
+}
+__device__ uint32_t sampled_key(const RowValues& row, const RowPart& part, int i) {
+  const int g = sampled_group(part, i);
+  return g < 0 ? 0 : numerics::order_key(max_nan(row_group(row, g)));
 }
 
-__device__ __noinline__ void list_values(RowShared& s, const RowValues& row, int group, const float4 y,
-                                         float threshold) {
-  list_group(s, static_cast<uint32_t>(row.index(group)), y, threshold, [&](int j) { return row.valid(group, j); });
+// The groups at the row's ends that are not whole: at most the first and the last one; where they are the same, once.
+__device__ __noinline__ float list_edges(RowShared& s, const RowValues& row, const RowPart& part, float threshold) {
+  const int t = static_cast<int>(threadIdx.x), last = part.first + part.groups - 1;
+  const int g = t == 0 ? part.first : last;
+  if (t > 1 || row.whole(g) || (t == 1 && last == part.first)) return kMinusInfinity;
+  const float4 y = edge_group(row, g);
+  const float m = max_nan(y);
+  uint32_t valid = 0;
+  for (int j = 0; j < 4; j++) valid |= row.valid(g, j) ? 1u << j : 0;
+  if (!(m < threshold)) list_group(s, part, y, row.index(g), threshold, valid);
+  return m;
 }
 
 // This thread's look at the part: its largest value, and the list of those from `threshold` up.
@@ -59,7 +68,7 @@ __device__ float list_part(RowShared& s, const RowValues& row, const RowPart& pa
   const int end = part.first + part.groups, t = static_cast<int>(threadIdx.x);
   const int first_whole = part.first + (row.whole(part.first) ? 0 : 1);
   const int end_whole = end - (row.whole(end - 1) ? 0 : 1);
-  float largest = kMinusInfinity;
+  float largest = list_edges(s, row, part, threshold);
 #pragma unroll 1
   for (int g = first_whole + t; g < end_whole; g += kRowAhead * kRowThreads) {
     float4 y[kRowAhead];
@@ -72,38 +81,63 @@ __device__ float list_part(RowShared& s, const RowValues& row, const RowPart& pa
     for (int u = 0; u < kRowAhead; u++) {
       const float m = max_nan(y[u]);
       largest = max_nan(largest, m);
-      if (!(m < threshold) && g + u * kRowThreads < end_whole)
-        list_values(s, row, g + u * kRowThreads, y[u], threshold);
+      const int at = g + u * kRowThreads;
+      if (!(m < threshold) && at < end_whole) list_group(s, part, y[u], row.index(at), threshold, 15);
     }
-  }
-  // At most the first group and the last one; where they are the same, once.
-  const bool before = t == 0 && first_whole > part.first, after = t == 1 && end_whole < end && end_whole >= first_whole;
-  if (before || after) {
-    const int g = before ? part.first : end - 1;
-    const float4 y = edge_group(row, g);
-    const float m = max_nan(y);
-    largest = max_nan(largest, m);
-    if (!(m < threshold)) list_values(s, row, g, y, threshold);
   }
   return largest;
 }
 
-// Writes the marked values of the part in ascending order, behind those of the CTAs before it.
-__device__ void write_marked(RowShared& s, const RowValues& row, const RowPart& part, int32_t* out, int k) {
-  const int words = (part.groups * 4 + 31) / 32, each = (words + kRowThreads - 1) / kRowThreads;
-  const int first = static_cast<int>(threadIdx.x) * each, last = min(words, first + each);
-  uint32_t mine = 0;
-  for (int w = first; w < last; w++) mine += static_cast<uint32_t>(__popc(s.marks[w]));
-  const uint64_t before = cta_sum_before(s, mine);
-  if (threadIdx.x == kRowThreads - 1) s.found_before = before + mine;
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < part.size) {
-    *peer(&s.sums[part.rank], static_cast<int>(threadIdx.x)) = s.found_before;
-  }
+// How many the CTAs before this one have marked, where each knows but its own.
+__device__ __noinline__ uint64_t marked_before(RowShared& s, const RowPart& part, uint64_t mine) {
+  if (static_cast<int>(threadIdx.x) < part.size) *peer(&s.sums[part.rank], static_cast<int>(threadIdx.x)) = mine;
   publish();
-  uint64_t at = before;
-  for (int r = 0; r < part.rank; r++) at += s.sums[r];
-  for (int w = first; w < last; w++) {
+  uint64_t before = 0;
+  for (int r = 0; r < part.rank; r++) before += s.sums[r];
+  return before;
+}
+
+// Marks the values from `cutoff` up; how many the CTAs before this one have.
+__device__ uint64_t mark_listed(RowShared& s, const RowValues& row, const RowPart& part, uint64_t cutoff) {
+  const uint32_t first = static_cast<uint32_t>(row.index(part.first));
+  uint32_t before = 0;
+  for_each_listed(s, part, [&](uint64_t key, int rank) {
+    if (key < cutoff || rank > part.rank) return;
+    const uint32_t at = key_id(key) - first;
+    if (rank == part.rank) {
+      atomicOr(&s.marks[at / 32], 1u << (at % 32));
+    } else {
+      before++;
+    }
+  });
+  before = __reduce_add_sync(kAllLanes, before);
+  if (threadIdx.x % 32 == 0 && before != 0) atomicAdd(&s.gathered, before);
+  __syncthreads();
+  return s.gathered;
+}
+
+// Writes the marked values of the part in ascending order, from place `begin` on; to all threads how many there are.
+struct Marked {
+  uint64_t before, all;  // this thread's words; the part
+  int first, last;
+};
+__device__ Marked count_marked(RowShared& s, const RowPart& part) {
+  const int words = (part.groups * 4 + 31) / 32, each = (words + kRowThreads - 1) / kRowThreads;
+  Marked m;
+  m.first = static_cast<int>(threadIdx.x) * each;
+  m.last = min(words, m.first + each);
+  uint32_t mine = 0;
+  for (int w = m.first; w < m.last; w++) mine += static_cast<uint32_t>(__popc(s.marks[w]));
+  m.before = cta_sum_before(s, mine);
+  if (threadIdx.x == kRowThreads - 1) s.found_before = m.before + mine;
+  __syncthreads();
+  m.all = s.found_before;
+  return m;
+}
+__device__ void write_marked(const RowShared& s, const RowValues& row, const RowPart& part, const Marked& m,
+                             uint64_t begin, int32_t* out, int k) {
+  uint64_t at = begin + m.before;
+  for (int w = m.first; w < m.last; w++) {
     for (uint32_t bits = s.marks[w]; bits != 0; bits &= bits - 1) {
       if (at < static_cast<uint64_t>(k)) out[at] = row.index(part.first) + w * 32 + __ffs(static_cast<int>(bits)) - 1;
       at++;
@@ -117,33 +151,29 @@ __device__ void select_row(RowShared& s, const RowValues& row, int32_t* out, int
       sampled_threshold(s, part, row.length, k, [&](int i) { return sampled_key(row, part, i); });
   const float largest_of_thread = part.groups > 0 ? list_part(s, row, part, order_value(threshold)) : kMinusInfinity;
   const uint32_t largest_of_cta = cta_max(s, 1, numerics::order_key(largest_of_thread));
-  const uint32_t listed = s.list_count;
-  const ClusterScan c = exchange_scan(s, part, largest_of_cta, listed);
+  const ClusterScan c = exchange_scan(s, part, largest_of_cta, s.list_count);
   const auto goal = static_cast<uint64_t>(k);
-  bool from_list = c.fits && c.listed >= goal;
-  uint64_t cutoff = 0;
-  if (from_list) {
-    const Cut cut = cut_lists(s, part, static_cast<int>(listed), c.largest, threshold, goal);
-    from_list = cut.found;
-    cutoff = cut.key;
-  }
-  if (!from_list) {
-    cutoff = find_cut(s, part, goal, [&](auto&& f) { for_each_value(row, part, f); });
-  }
+  Cut cut{false, 0};
+  if (c.fits && c.listed >= goal) cut = cut_list(s, part, c.largest, threshold, goal);
+  const bool from_list = cut.found;
+  if (!from_list) cut.key = find_cut(s, part, goal, [&](auto&& f) { for_each_value(row, part, f); });
   const int words = (part.groups * 4 + 31) / 32;
   for (int w = static_cast<int>(threadIdx.x); w < words; w += kRowThreads) s.marks[w] = 0;
+  if (threadIdx.x == 0) s.gathered = 0;
   __syncthreads();
-  const auto mark = [&](uint64_t key) {
-    const uint32_t at = key_id(key) - static_cast<uint32_t>(row.index(part.first));
-    if (key >= cutoff) atomicOr(&s.marks[at / 32], 1u << (at % 32));
-  };
+  uint64_t begin = 0;
   if (from_list) {
-    for (uint32_t i = threadIdx.x; i < listed; i += kRowThreads) mark(s.list[i]);
+    begin = mark_listed(s, row, part, cut.key);
   } else {
-    for_each_value(row, part, mark);
+    for_each_value(row, part, [&](uint64_t key) {
+      const uint32_t at = key_id(key) - static_cast<uint32_t>(row.index(part.first));
+      if (key >= cut.key) atomicOr(&s.marks[at / 32], 1u << (at % 32));
+    });
+    __syncthreads();
   }
-  __syncthreads();
-  write_marked(s, row, part, out, k);
+  const Marked marked = count_marked(s, part);
+  if (!from_list) begin = marked_before(s, part, marked.all);
+  write_marked(s, row, part, marked, begin, out, k);
 }
 
 __device__ void write_short(int32_t* out, int length, int k) {
