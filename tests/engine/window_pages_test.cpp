@@ -8,10 +8,10 @@
 namespace isobit::test {
 namespace {
 
-constexpr int32_t kWindow = 24, kPage = 4, kContext = 256;
+constexpr int32_t kWindow = 24, kPage = 4, kLongestText = 256;
 
 // A layer a letter: w has a window, f sees everything.
-TinyFile model(const std::string& layers) {
+TinyFile windowed_model(const std::string& layers) {
   TinyModel m;
   m.architecture = "qwen2";
   m.layers = static_cast<uint32_t>(layers.size());
@@ -24,9 +24,9 @@ TinyFile model(const std::string& layers) {
   return TinyFile(m);
 }
 
-EngineOptions options() {
+EngineOptions small_engine() {
   EngineOptions o;
-  o.context = kContext;
+  o.context = kLongestText;
   o.page_size = kPage;
   o.max_requests = 4;
   o.tokens_per_step = 32;
@@ -35,25 +35,25 @@ EngineOptions options() {
 
 // With a page of those layers for every other page, nothing is given up.
 EngineOptions keeping_all() {
-  EngineOptions o = options();
-  o.pages = o.max_requests * kContext / kPage;
+  EngineOptions o = small_engine();
+  o.pages = o.max_requests * kLongestText / kPage;
   o.window_pages = o.pages;
   return o;
 }
 
-std::vector<int32_t> text(int32_t count, int32_t first) {
+std::vector<int32_t> prompt_text(int32_t count, int32_t first) {
   std::vector<int32_t> ids;
   for (int32_t i = 0; i < count; i++) ids.push_back((first + i * i * 7 + i / 9) % 256);
   return ids;
 }
 
 // Prompts that share beginnings, of lengths on both sides of the window; some repeat themselves, so that drafts come.
-std::vector<Request> requests() {
+std::vector<Request> window_requests() {
   std::vector<Request> all;
   const int32_t lengths[] = {3, 23, 24, 25, 60, 100, 100, 180};
   for (int32_t i = 0; i < 8; i++) {
     Request r;
-    r.prompt = text(lengths[i], i < 4 ? 5 : 40);
+    r.prompt = prompt_text(lengths[i], i < 4 ? 5 : 40);
     if (i % 2 == 1) r.prompt.back() = i;
     r.max_tokens = 40;
     r.sampling.temperature = i % 3 == 0 ? 0.0f : 1.0f;
@@ -67,22 +67,22 @@ std::vector<Request> requests() {
 
 void expect_no_trace(const std::string& layers) {
   SCOPED_TRACE(layers);
-  const TinyFile file = model(layers);
+  const TinyFile file = windowed_model(layers);
   testing::Random random;
   std::vector<Trail> alone;
-  for (const Request& r : requests()) {
+  for (const Request& r : window_requests()) {
     const auto whole = file.engine(keeping_all());
     EXPECT_EQ(whole->stats().window_pages_total, 0);
     alone.push_back(play(*whole, {r}).front());
   }
   for (int round = 0; round < 6; round++) {
-    EngineOptions o = options();
+    EngineOptions o = small_engine();
     o.tokens_per_step = 8 + random.below(40);
     o.chunk = random.below(2) == 0 ? 0 : 1 + random.below(20);
     o.draft_tokens = random.below(2) == 0 ? 0 : 3;
     o.prefix_cache = round != 1;
     o.ahead = random.below(2) == 0;
-    if (round % 2 == 0) o.pages = kContext / kPage + random.below(40);
+    if (round % 2 == 0) o.pages = kLongestText / kPage + random.below(40);
     o.window_pages = 9 + o.tokens_per_step / 2 + random.below(12);  // hardly more than one request takes
     const auto engine = file.engine(o);
     SCOPED_TRACE(fmt::format("{}: {} tokens a step, chunk {}, {} drafts, {} pages, {} of windows", random.note(),
@@ -90,7 +90,7 @@ void expect_no_trace(const std::string& layers) {
                              engine->options().window_pages));
     EXPECT_GT(engine->stats().window_pages_total, 0);
     // The second time from the cache, in another order.
-    std::vector<Request> again = requests();
+    std::vector<Request> again = window_requests();
     for (int pass = 0; pass < 2; pass++) {
       const std::vector<Trail> got = play(*engine, again);
       for (size_t i = 0; i < got.size(); i++) {
@@ -108,14 +108,14 @@ TEST(WindowPages, OfEveryLayer) { expect_no_trace("ww"); }
 
 // However long a request: the window's pages, and those of the step under way.
 TEST(WindowPages, AreReallyFreed) {
-  const TinyFile file = model("wwf");
-  EngineOptions o = options();
+  const TinyFile file = windowed_model("wwf");
+  EngineOptions o = small_engine();
   o.prefix_cache = false;
   const auto engine = file.engine(o);
   const EngineStats empty = engine->stats();
   EXPECT_LT(empty.window_pages_total, empty.pages_total);
   Request r;
-  r.prompt = text(200, 1);
+  r.prompt = prompt_text(200, 1);
   r.max_tokens = 50;
   r.on_finish = [](Result&&) {};
   engine->submit(std::move(r));
@@ -132,25 +132,25 @@ TEST(WindowPages, AreReallyFreed) {
 
 // A conversation goes on where it ended, though its beginning's pages are gone.
 TEST(WindowPages, AConversationsEndStaysInTheCache) {
-  const TinyFile file = model("wf");
-  EngineOptions o = options();
+  const TinyFile file = windowed_model("wf");
+  EngineOptions o = small_engine();
   o.window_pages = 30;
   const auto engine = file.engine(o);
   Request r;
-  r.prompt = text(150, 1);
+  r.prompt = prompt_text(150, 1);
   r.max_tokens = 10;
   const Trail first = play(*engine, {r}).front();
   EXPECT_GT(engine->stats().evicted_window_pages, 0);
   r.prompt.insert(r.prompt.end(), first.tokens.begin(), first.tokens.end());
-  for (const int32_t t : text(20, 9)) r.prompt.push_back(t);
+  for (const int32_t t : prompt_text(20, 9)) r.prompt.push_back(t);
   r.max_tokens = 1;
   play(*engine, {r});
   EXPECT_EQ(engine->stats().cached_tokens, 156) << "the whole pages of 159 computed tokens";
 }
 
 TEST(WindowPages, TooFewAreRefused) {
-  const TinyFile file = model("wf");
-  EngineOptions o = options();
+  const TinyFile file = windowed_model("wf");
+  EngineOptions o = small_engine();
   o.window_pages = 10;
   EXPECT_THROW(file.engine(o), Error);
 }
