@@ -112,7 +112,7 @@ TEST(GpuLinearFp8, RotatedRowEqualsTheCpus) {
     SCOPED_TRACE(r.note() + " " + p.text() +
                  fmt::format(" heads {}+{} of {}", row.q_heads, row.kv_heads, row.head_dim));
     Fp8LayerData d(r, p);
-    if (i % 8 == 3) d.parts[0].scales[r.below(static_cast<int64_t>(d.parts[0].scales.size()))] = 1e38f;  // flagged
+    if (i % 8 == 3) d.parts[0].scales[r.below(static_cast<int>(d.parts[0].scales.size()))] = 1e38f;  // flagged
     std::vector<float> table(static_cast<size_t>(RotatedRow::kPositions * 128));
     for (float& t : table) t = static_cast<float>(r.normal());
     ASSERT_EQ(row.run(*gpu, d, table) == row.run(*cpu, d, table), true);
