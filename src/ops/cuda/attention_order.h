@@ -1,6 +1,6 @@
 #pragma once
-// The order in which the clusters of a prefill launch take its tiles, for the host, which chooses between two
-// (attention_plan.h). The kernel's own form is Rounds and tile_in_order (attention_prefill.cuh).
+// The order in which the clusters of a prefill launch take its tiles, for the kernel's loaders and for the host, which
+// chooses between two (attention_plan.h).
 
 namespace isobit::cuda {
 

@@ -7,8 +7,10 @@
 // a consumer keeps S, P and O in registers: S of the next block is computed while the tensor cores work at P·V of this
 // one, and the warpgroups take turns, one at the matrix products while another is at its exponentials.
 #include <algorithm>
+#include <bit>
 
 #include "ops/cuda/attention_device.cuh"
+#include "ops/cuda/attention_order.h"
 #include "ops/cuda/hopper/cluster.h"
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/hopper/registers.h"
@@ -22,11 +24,11 @@ struct PrefillParams {
   CUtensorMap q, k, v;
   AttentionArgs args;
   ScoreScale score;
-  int box_rows;
-  int cta_tokens;  // tokens of a CTA's part of a tile: its rows / heads of a KV head
-  int min_rows;    // requests with fewer rows are another kernel's
-  int together;    // requests whose tiles are sorted together; 1: none (attention_order.h has the order for the host)
-  float* folded;   // [CTAs, rows, head_dim], where shared memory has no room for it
+  int box_rows, box_shift;  // keys of a box, a power of two, and its exponent
+  int cta_tokens;           // tokens of a CTA's part of a tile: its rows / heads of a KV head
+  int min_rows;             // requests with fewer rows are another kernel's
+  int together;             // TileOrder's
+  float* folded;            // [CTAs, rows, head_dim], where shared memory has no room for it
   // Split: a tile's super-blocks are units of their own, and attention_fold puts them together.
   bool split;
   float* partial_o;   // [units, kCluster · rows, head_dim]
@@ -39,6 +41,10 @@ namespace prefill {
 constexpr int kCluster = kAttentionPrefillCluster;
 
 constexpr int kSuper = numerics::kAttentionSuperBlock;
+
+// Warps that copy K and V in: of a block of 128 keys in pages of 16, a page each.
+constexpr int kProducers = 4;
+static_assert(kProducers * kCluster * 16 >= 128);
 
 // kExtras: soft cap and mask bits, whose code costs the plain case registers.
 template <int kHeadDim, int kWarpgroups, bool kHalf, bool kWithExtras = false>
@@ -54,9 +60,15 @@ struct Config {
   static constexpr int kFoldBytes = kFoldShared ? kRows * kDim * 4 : 0;
   static constexpr int kSlots = (225 * 1024 - kQBytes - kFoldBytes) / kBlockBytes;
   static constexpr int kKStages = std::min((kSlots + 1) / 2, 4), kVStages = std::min(kSlots / 2, 4);
-  static constexpr int kConsumerRegisters = kWgs == 3 ? 160 : 232, kProducerRegisters = kWgs == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kWgs == 3 ? 160 : 224, kProducerRegisters = kWgs == 3 ? 32 : 56;
+  // While a tile is under way, or after it: for the former 32 registers are too few.
+  static constexpr bool kFindsAhead = kProducerRegisters > 32;
+  // O is rescaled under the products of the next scores, or right after the last values'.
+  static constexpr bool kRescalesLate = kDim == 128;
   static_assert(kVStages >= 2);
 };
+
+constexpr int kNoMore = -1;
 
 struct Tile {
   int request, head;
@@ -64,7 +76,7 @@ struct Tile {
   int query_start, added, kv_len;          // of the request
   int begin, end;                          // keys that some row of the tile may see; begin a multiple of 16
   int seen_by_all_begin, seen_by_all_end;  // by this CTA's rows
-  int rows;                                // of this CTA; none: 0
+  int rows;                                // of this CTA; none: 0; kNoMore: nor any further tile
   int unit, first_unit, supers;            // supers: units of this tile; 1 unless split
 };
 
@@ -75,8 +87,9 @@ struct Shared {
   uint8_t v[C::kVStages][C::kBlockBytes];
   uint8_t folded[C::kFoldBytes > 0 ? C::kFoldBytes : 16];
   uint64_t q_full, q_empty, k_full[C::kKStages], k_empty[C::kKStages], v_full[C::kVStages], v_empty[C::kVStages];
-  float scratch;          // written, never read
-  Tile tile[2];           // from the producer, in turns: read where needed, for want of registers
+  float scratch;  // written, never read
+  Tile tile[2];   // from the producer, in turns: read where needed, for want of registers
+  Tile planned[kProducers];
   int32_t tile_start[1];  // [requests + 1]
 };
 
@@ -115,44 +128,10 @@ __device__ inline void count_tiles(const PrefillParams& params, int group, int32
   }
 }
 
-// The order of work: which of `total` turns cluster `own` has in a round, -1 for none. A group of requests takes whole
-// rounds, to and fro, so that the short tiles of its last one go to who had the long ones.
-class Rounds {
- public:
-  __device__ Rounds(const PrefillParams& params, int total)
-      : total_(total),
-        group_turns_(params.together == 1 ? total : total / params.args.requests * params.together),
-        group_rounds_(max(1, (group_turns_ + clusters() - 1) / clusters())) {}
-
-  __device__ int count() const { return total_ == 0 ? 0 : (total_ + group_turns_ - 1) / group_turns_ * group_rounds_; }
-  __device__ int turn(int round) const {
-    const int group = round / group_rounds_, in_group = round % group_rounds_;
-    const int own = static_cast<int>(blockIdx.x) / kCluster;
-    const int place = ((group + in_group) & 1) != 0 ? clusters() - 1 - own : own;
-    const int turn = in_group * clusters() + place, turns = min(group_turns_, total_ - group * group_turns_);
-    return turn < turns ? group * group_turns_ + turn : -1;
-  }
-
- private:
-  static __device__ int clusters() { return static_cast<int>(gridDim.x) / kCluster; }
-  const int total_, group_turns_, group_rounds_;
-};
-
-// The n-th of a KV head's `total` tiles, counted request by request. Within a request the last tiles have the most keys
-// and come first. Requests of as many tiles each are sorted in groups: else a CTA whose turns keep step with a
-// request's tiles would get long ones again and again.
-__device__ inline int tile_in_order(const PrefillParams& params, int total, int n) {
-  if (params.together == 1) return total - 1 - n;
-  const int tiles = total / params.args.requests, group = n / (params.together * tiles);
-  const int first = group * params.together, members = min(params.together, params.args.requests - first);
-  const int rest = n - first * tiles;
-  return (first + rest % members) * tiles + tiles - 1 - rest / members;
-}
-
-__device__ inline Tile find_tile(const PrefillParams& params, int group, const int32_t* tile_start, int turn,
+// Tile `index` of a KV head's.
+__device__ inline Tile find_tile(const PrefillParams& params, int group, const int32_t* tile_start, int index, int head,
                                  int rank) {
   const AttentionArgs& a = params.args;
-  const int index = tile_in_order(params, tile_start[a.requests], turn / a.cache.kv_heads);
   int low = 0, high = a.requests;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -160,7 +139,7 @@ __device__ inline Tile find_tile(const PrefillParams& params, int group, const i
   }
   Tile t;
   t.request = low;
-  t.head = turn % a.cache.kv_heads;
+  t.head = head;
   t.query_start = a.query_start[low];
   t.added = a.query_start[low + 1] - t.query_start;
   t.kv_len = a.kv_len[low];
@@ -195,84 +174,143 @@ struct Slot {
   }
 };
 
-// By kProducers warps of each CTA, each a share of a block's boxes: starting a copy takes a warp a while. A copy goes
-// to all CTAs of the cluster, which halves the reads of the L2 and the number of copies an SM starts: either would be
-// the limit where pages are small. In shared memory 8 rows of 64 columns are a piece of 1 KB (swizzled within), the
-// pieces of 8 rows follow each other, and then come the next 8 rows: so a page of 16 rows is one copy.
-constexpr int kProducers = 4;
-
+// Copies tiles in: a thread of each of kProducers warps, every CTA of the cluster. A thread copies one box of each
+// block of K and V, to all CTAs of the cluster: that halves the reads of the L2 and the number of copies an SM starts;
+// either would be the limit where pages are small. In shared memory 8 rows of 64 columns are a piece of 1 KB (swizzled
+// within), the pieces of 8 rows follow each other, and then come the next 8 rows: so a page of 16 rows is one copy.
+//
+// What a slot waits for once it is free is time that the tensor cores wait: everything but the copy itself is worked
+// out before, and the next tile is found while this one is under way.
 template <typename C>
-__device__ inline void produce(Shared<C>& s, const PrefillParams& params, int group, int total, int producer,
-                               int rank) {
-  const AttentionArgs& a = params.args;
-  const int lane = static_cast<int>(threadIdx.x) % 32, page_size = a.cache.page_size;
-  const int boxes = C::kBlock / params.box_rows;  // of a block and chunk, a power of two; a lane knows one's row
-  const uint64_t keep = hopper::evict_last_policy(), once = hopper::evict_first_policy();
-  Slot k_slot, v_slot;
-  uint32_t q_phase = 0;
-  const Rounds rounds(params, total);
-  for (int round = 0; round < rounds.count(); round++) {
-    const int turn = rounds.turn(round);
-    if (turn < 0) continue;
-    const Tile t = find_tile(params, group, s.tile_start, turn, rank);
-    // The consumers are done with the tile before last, too.
-    hopper::mbarrier_wait(&s.q_empty, q_phase ^ 1);
-    if (lane == 0 && producer == 0) s.tile[q_phase] = t;
-    q_phase ^= 1;
-    if (t.begin >= t.end) {
-      if (lane == 0 && producer == 0) hopper::mbarrier_arrive(&s.q_full);
-      continue;
-    }
-    if (lane == 0 && producer == 0) {
-      hopper::mbarrier_arrive_expect(&s.q_full, static_cast<uint32_t>(params.cta_tokens * group * C::kDim * 2));
-      for (int c = 0; c < C::kChunks; c++) {
-        hopper::tma_load_3d(s.q + c * C::kRows * 128, &params.q, &s.q_full, c * 64, t.head * group,
-                            t.query_start + t.first_token, once);
-      }
-    }
-    const int32_t* table = a.page_table + static_cast<int64_t>(t.request) * a.table_stride;
-    const int first_block = t.begin / C::kBlock, past_block = (t.end + C::kBlock - 1) / C::kBlock;
-    // This lane's box of a block: its row in the cache, or -1.
-    const auto row_of = [&](int block) {
-      const int position = block * C::kBlock + lane % boxes * params.box_rows;
-      if (position + params.box_rows <= t.begin || position >= t.end) return -1;
-      return (table[position / page_size] * a.cache.kv_heads + t.head) * page_size + position % page_size;
-    };
-    const auto load = [&](uint8_t* to, const CUtensorMap* map, uint64_t* full, int row, int block) {
-      const int low = max(t.begin - block * C::kBlock, 0) / params.box_rows;
-      const int high = (min(t.end - block * C::kBlock, C::kBlock) + params.box_rows - 1) / params.box_rows;
-      if (lane == 0 && producer == 0) {
-        hopper::mbarrier_arrive_expect(full, static_cast<uint32_t>((high - low) * params.box_rows * C::kDim * 2));
-      }
-      for (int box = producer * kCluster + rank; box < boxes; box += kProducers * kCluster) {
-        const int box_row = __shfl_sync(~0u, row, box);
-        if (lane != 0 || box_row < 0) continue;
-        hopper::tma_load_4d_multicast(hopper::shared_address(to + box * params.box_rows * C::kDim * 2), map,
-                                      hopper::shared_address(full), 0, 0, 0, box_row / 8, (1 << kCluster) - 1, keep);
-      }
-    };
-    int row = row_of(first_block), v_row = -1;
-    for (int block = first_block; block <= past_block; block++) {
-      if (block < past_block) {
-        const int next = block + 1 < past_block ? row_of(block + 1) : -1;
-        hopper::mbarrier_wait(&s.k_empty[k_slot.stage], k_slot.phase ^ 1);
-        load(s.k[k_slot.stage], &params.k, &s.k_full[k_slot.stage], row, block);
-        k_slot.advance<C::kKStages>();
-        if (block > first_block) {
-          hopper::mbarrier_wait(&s.v_empty[v_slot.stage], v_slot.phase ^ 1);
-          load(s.v[v_slot.stage], &params.v, &s.v_full[v_slot.stage], v_row, block - 1);
-          v_slot.advance<C::kVStages>();
-        }
-        v_row = row;
-        row = next;
+class Producer {
+ public:
+  __device__ Producer(Shared<C>& shared, const PrefillParams& params, int group, int producer, int rank)
+      : s_(shared), params_(params), a_(params.args), group_(group), rank_(rank), first_(producer == 0) {
+    const int box = producer * kCluster + rank;
+    box_start_ = box < (C::kBlock >> params.box_shift) ? box << params.box_shift : kNoBox;
+    planned_ = &s_.planned[producer];
+    const uint32_t offset = box_start_ == kNoBox ? 0 : static_cast<uint32_t>(box_start_ * C::kDim * 2);
+    k_ = hopper::shared_address(s_.k[0]) + offset;
+    v_ = hopper::shared_address(s_.v[0]) + offset;
+  }
+
+  __device__ void run() {
+    find_next();
+    while (planned_->rows != kNoMore) {
+      const Keys keys = {planned_->begin, planned_->end, planned_->request, planned_->head};
+      if (keys.begin < keys.end) {
+        copy(keys);
       } else {
-        hopper::mbarrier_wait(&s.v_empty[v_slot.stage], v_slot.phase ^ 1);
-        load(s.v[v_slot.stage], &params.v, &s.v_full[v_slot.stage], v_row, block - 1);
-        v_slot.advance<C::kVStages>();
+        hand_over();
+        find_next();
       }
+    }
+    hand_over();
+  }
+
+ private:
+  static constexpr int kNoBox = 1 << 20;  // beyond any block
+
+  // What the copies need of a tile.
+  struct Keys {
+    int begin, end, request, head;
+  };
+  // What is to be copied of a block: bytes of all boxes, and this thread's row of the cache or -1.
+  struct Block {
+    uint32_t bytes;
+    int row;
+  };
+
+  __device__ void find_next() {
+    const TileOrder order(s_.tile_start[a_.requests], a_.cache.kv_heads, a_.requests, params_.together,
+                          static_cast<int>(gridDim.x) / kCluster);
+    const int rounds = order.rounds();
+    int turn = -1;
+    while (turn < 0 && round_ < rounds) turn = order.turn(round_++, static_cast<int>(blockIdx.x) / kCluster);
+    Tile t = {};
+    t.rows = kNoMore;
+    if (turn >= 0) t = find_tile(params_, group_, s_.tile_start, order.tile(turn), order.head(turn), rank_);
+    *planned_ = t;
+  }
+
+  // The planned tile and its queries to the consumers, once they are done with the tile before.
+  __device__ void hand_over() {
+    if (!first_) return;
+    const Tile& t = *planned_;
+    hopper::mbarrier_wait(&s_.q_empty, q_phase_ ^ 1);
+    s_.tile[q_phase_] = t;
+    q_phase_ ^= 1;
+    if (t.begin >= t.end) return hopper::mbarrier_arrive(&s_.q_full);
+    hopper::mbarrier_arrive_expect(&s_.q_full, static_cast<uint32_t>(params_.cta_tokens * group_ * C::kDim * 2));
+    for (int c = 0; c < C::kChunks; c++) {
+      hopper::tma_load_3d(s_.q + c * C::kRows * 128, &params_.q, &s_.q_full, c * 64, t.head * group_,
+                          t.query_start + t.first_token, hopper::evict_first_policy());
     }
   }
-}
+
+  __device__ Block block_of(const Keys& t, int block) const {
+    const int start = block * C::kBlock, low = max(t.begin - start, 0) >> params_.box_shift,
+              high = (min(t.end - start, C::kBlock) + params_.box_rows - 1) >> params_.box_shift;
+    const int position = start + box_start_, page_size = a_.cache.page_size;
+    Block b = {static_cast<uint32_t>((high - low) << params_.box_shift) * (C::kDim * 2), -1};
+    if (position + params_.box_rows > t.begin && position < t.end) {
+      const int32_t page = a_.page_table[static_cast<int64_t>(t.request) * a_.table_stride + position / page_size];
+      b.row = (page * a_.cache.kv_heads + t.head) * page_size + position % page_size;
+    }
+    return b;
+  }
+
+  template <int kStages>
+  __device__ void load(const Block& b, uint32_t to, const CUtensorMap* map, uint64_t* full, uint64_t* empty,
+                       Slot& slot) const {
+    hopper::mbarrier_wait(&empty[slot.stage], slot.phase ^ 1);
+    if (first_) {
+      hopper::mbarrier_arrive_expect(&full[slot.stage], b.bytes);
+    } else {
+      hopper::mbarrier_arrive(&full[slot.stage]);  // who has nothing to copy must not fall behind by phases either
+    }
+    if (b.row >= 0) {
+      hopper::tma_load_4d_multicast(to + static_cast<uint32_t>(slot.stage) * C::kBlockBytes, map,
+                                    hopper::shared_address(&full[slot.stage]), 0, 0, 0, b.row / 8, (1 << kCluster) - 1,
+                                    keep_);
+    }
+    slot.advance<kStages>();
+  }
+  __device__ void load_k(const Block& b) { load<C::kKStages>(b, k_, &params_.k, s_.k_full, s_.k_empty, k_slot_); }
+  __device__ void load_v(const Block& b) { load<C::kVStages>(b, v_, &params_.v, s_.v_full, s_.v_empty, v_slot_); }
+
+  __device__ void copy(const Keys& t) {
+    const int first = t.begin / C::kBlock, past = (t.end + C::kBlock - 1) / C::kBlock, find_at = min(first + 2, past);
+    Block before = block_of(t, first), now = {0, -1};
+    if (first + 1 < past) now = block_of(t, first + 1);
+    load_k(before);  // need not wait for the queries' place
+    hand_over();
+#pragma unroll 1
+    for (int block = first + 1; block <= past; block++) {
+      Block next = {0, -1};
+      if (block + 1 < past) next = block_of(t, block + 1);
+      if (block < past) load_k(now);
+      load_v(before);
+      if (C::kFindsAhead && block == find_at) find_next();
+      before = now;
+      now = next;
+    }
+    if constexpr (!C::kFindsAhead) find_next();
+  }
+
+  Shared<C>& s_;
+  const PrefillParams& params_;
+  const AttentionArgs& a_;
+  const int group_, rank_;
+  const bool first_;  // who tells the barriers what comes
+  const uint64_t keep_ = hopper::evict_last_policy();
+  int box_start_;  // of this thread's box in a block, in keys
+  Tile* planned_;  // the next tile
+  uint32_t k_, v_;
+  Slot k_slot_, v_slot_;
+  uint32_t q_phase_ = 0;
+  int round_ = 0;
+};
 
 struct RowRange {
   int lo, hi;  // keys lo..hi; an absent row has hi = -1
@@ -328,14 +366,13 @@ class Consumer {
     row_token_ = static_cast<uint32_t>(row_of(0) / group | row_of(1) / group << 16);
   }
 
-  __device__ void run(int total) {
-    const Rounds rounds(params_, total);
+  __device__ void run() {
     if (C::kWgs > 1 && wg_ == C::kWgs - 1) hopper::named_barrier_arrive(kTurnBarrier, 256);
-    for (int round = 0; round < rounds.count(); round++) {
-      if (rounds.turn(round) < 0) continue;
+    for (;;) {
       hopper::mbarrier_wait(&s_.q_full, q_phase_);
       const Tile& t = s_.tile[q_phase_];
       q_phase_ ^= 1;
+      if (t.rows == kNoMore) return;
       if (t.begin < t.end) {
         attend(t);
         finish(t);
@@ -525,8 +562,7 @@ class Consumer {
     }
   }
 
-  // The last softmax's factors to O, while the tensor cores work at the next scores: in the softmax itself it would be
-  // time.
+  // O times the last softmax's factors.
   __device__ void rescale() {
     const bool any = __any_sync(~0u, alpha_[0] != 1.0f || alpha_[1] != 1.0f);  // a product with 1 changes nothing
 #pragma unroll
@@ -620,7 +656,7 @@ class Consumer {
       }
     }
     release_q();
-    rescale();
+    if constexpr (C::kRescalesLate) rescale();
     hopper::mbarrier_wait(&s_.v_full[v_slot_.stage], v_slot_.phase);
     clear_unwritten(t, start - C::kBlock);
     issue_values(fresh_);
@@ -635,7 +671,7 @@ class Consumer {
     hopper::mbarrier_wait(&s_.k_full[k_slot_.stage], k_slot_.phase);
     take_turn();
     issue_scores();
-    rescale();
+    if constexpr (C::kRescalesLate) rescale();
     hopper::mbarrier_wait(&s_.v_full[v_slot_.stage], v_slot_.phase);
     issue_values(fresh_);
     pass_turn();
@@ -660,6 +696,8 @@ class Consumer {
     if (boundary) {
       fold<false>(old_r, old_l);
       alpha_[0] = alpha_[1] = 1.0f;
+    } else if constexpr (!C::kRescalesLate) {
+      rescale();
     }
   }
 
@@ -783,11 +821,11 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_prefill(const __grid
     hopper::mbarrier_init(&s.q_full, 1);
     hopper::mbarrier_init(&s.q_empty, C::kWgs * 4);
     for (int i = 0; i < C::kKStages; i++) {
-      hopper::mbarrier_init(&s.k_full[i], 1);
+      hopper::mbarrier_init(&s.k_full[i], kProducers);
       hopper::mbarrier_init(&s.k_empty[i], C::kWgs * 4 * kCluster);
     }
     for (int i = 0; i < C::kVStages; i++) {
-      hopper::mbarrier_init(&s.v_full[i], 1);
+      hopper::mbarrier_init(&s.v_full[i], kProducers);
       hopper::mbarrier_init(&s.v_empty[i], C::kWgs * 4 * kCluster);
     }
     hopper::mbarrier_init_fence();
@@ -801,14 +839,13 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_prefill(const __grid
   if (warp == 0) count_tiles(params, group, s.tile_start);
   const int rank = static_cast<int>(hopper::cluster_rank());
   hopper::cluster_sync();
-  const int total = s.tile_start[a.requests] * a.cache.kv_heads;
   if (warp >= kProducer) {
     if constexpr (C::kWgs > 1) hopper::lower_registers<C::kProducerRegisters>();
-    produce<C>(s, params, group, total, warp - kProducer, rank);
+    if (lane == 0) Producer<C>(s, params, group, warp - kProducer, rank).run();
   } else {
     if constexpr (C::kWgs > 1) hopper::raise_registers<C::kConsumerRegisters>();
     Consumer<C> consumer(s, params, group, rank);
-    consumer.run(total);
+    consumer.run();
   }
   __syncwarp();
   hopper::cluster_sync();  // a CTA that has ended has no shared memory to copy to
@@ -831,7 +868,7 @@ __global__ void __launch_bounds__(kFoldThreads) attention_fold_kernel(const __gr
   const int turn = static_cast<int>(blockIdx.x) / slices;
   if (turn >= total) return;
   const int rank = slice / (C::kRows / kFoldRows);  // the CTA whose rows these were
-  const Tile t = find_tile(params, group, tile_start, turn, rank);
+  const Tile t = find_tile(params, group, tile_start, turn / a.cache.kv_heads, turn % a.cache.kv_heads, rank);
   if (t.supers == 1 || t.unit != t.first_unit) return;  // one CTA a tile and slice
   for (int i = static_cast<int>(threadIdx.x); i < kFoldRows * (C::kDim / 4); i += kFoldThreads) {
     const int row = slice % (C::kRows / kFoldRows) * kFoldRows + i / (C::kDim / 4), column = i % (C::kDim / 4) * 4;
@@ -881,6 +918,7 @@ void launch_config(const AttentionArgs& args, const AttentionPlan& plan, const K
   params.args = args;
   params.score = score_scale(args);
   params.box_rows = std::min(page_rows, C::kBlock / kCluster);
+  params.box_shift = std::countr_zero(static_cast<unsigned>(params.box_rows));
   params.cta_tokens = C::kRows / group;
   params.together = plan.together;
   params.min_rows = plan.decode ? kAttentionDecodeRows + 1 : 0;
