@@ -98,6 +98,13 @@ TEST(GemmFp8Plan, EveryThinPlanIsSound) {
   EXPECT_GT(taken, 400);
 }
 
+// An 8B decoder's step of one row: gate and up leave as a product only where a CTA has all of K, q and k turn only in
+// clusters.
+TEST(GemmFp8Plan, OneRowTakesItsNeighboursOn) {
+  EXPECT_EQ(gemm_fp8_thin_plan({1, 28672, 4096}, kSmCount).cluster, 1);
+  EXPECT_GT(gemm_fp8_thin_plan({1, 6144, 4096}, kSmCount).cluster, 1);
+}
+
 TEST(GemmFp8Plan, FewRowsFillTheGpuInOneWave) {
   for (const auto& [n, k] : {std::pair{2112, 7168}, {24576, 1536}, {7168, 16384}, {4096, 7168}, {7168, 2048}}) {
     for (const int m : {1, 16, 64}) {
