@@ -10,12 +10,13 @@ constexpr int kSms = 132;
 
 TEST(SamplePlan, FewRowsAreSplitAndManyFillTheGpuOnce) {
   EXPECT_EQ(sample_cluster(1, 151936, kSms), 16);
+  EXPECT_EQ(sample_cluster(32, 151936, kSms), 5);
   EXPECT_EQ(sample_cluster(128, 151936, kSms), 2);
   EXPECT_EQ(sample_cluster(264, 151936, kSms), 1);
   for (int64_t rows = 1; rows < 2000; rows++) {
     const int size = sample_cluster(rows, 151936, kSms);
     EXPECT_TRUE(size == 1 || rows * size <= 2 * kSms) << rows;
-    EXPECT_TRUE(size == 1 || (size & (size - 1)) == 0) << rows;
+    EXPECT_TRUE(size <= 4 || rows * size <= kSms * 5 / 4) << rows;
     EXPECT_LE(size, kMaxSampleCluster);
   }
 }

@@ -20,17 +20,18 @@ __global__ __launch_bounds__(kSampleThreads, 2) void log_probs_kernel(LogProbArg
   const int target = a.targets[i];
   if (target < 0) return;
   const Row row = make_row(a.logits, i, a.vocab, nullptr, nullptr);
+  if (threadIdx.x == 0) s.row = row;
   const ThreadScan scan =
-      with_reader(row, true, [&](const auto& reader) { return scan_row<false>(reader, part, Noise{}, nullptr); });
+      with_reader(row, true, [&](const auto& reader) { return scan_row<false>(s, reader, part, nullptr); });
   const bool bad = __syncthreads_or(scan.bad() || target >= row.vocab) != 0;
-  const Winner best = cta_best(s, {numerics::order_key(scan.best), static_cast<uint32_t>(scan.where)});
+  const Winner best = cta_best(s, largest_token(s, scan, true));
   const uint32_t largest = cta_max(s, 0, numerics::order_key(scan.largest));
   const ClusterScan c = exchange_scan(s, 0, part, best, largest, 0, bad);
   const Winner winner = warp_best(c.of_lane);
-  uint64_t sum = 0, none = 0;
+  uint64_t sum = 0;
   if (c.ok) {
-    with_reader(row, true,
-                [&](const auto& reader) { list_and_sum(s, reader, part, c.largest, -kMinusInfinity, sum, none); });
+    sum = with_reader(row, true,
+                      [&](const auto& reader) { return list_and_sum(s, reader, part, c.largest, -kMinusInfinity); });
   }
   sum = cta_sum(s, sum);
   if (static_cast<int>(threadIdx.x) < part.size) *peer(&s.sums[0][0][part.rank], static_cast<int>(threadIdx.x)) = sum;

@@ -10,6 +10,7 @@
 // - A list of up to 512 is sorted by one CTA. A longer one is cut in the bin where the goal is passed; the whole row,
 //   where no list was good (a flat row, ties, a large k), is cut digit by digit of (value, id), by counts or by masses.
 // Which way a row takes changes no bit.
+#include "ops/cuda/hopper/copy_async.h"
 #include "ops/cuda/hopper/pdl.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/launch.h"
@@ -73,6 +74,26 @@ __device__ bool one_can_win(SampleShared& s, const ThreadBest& best, float& floo
   return __syncthreads_count(can) <= 1 && s.crowded == 0;
 }
 
+__device__ bool can_reach(float z, uint32_t r, float floor) {
+  return z > kMinusInfinity && fine_score_above(z, r) >= floor;
+}
+
+__device__ void consider_group(Winner& best, const float4& z, const numerics::PhiloxWords& w, int group, float floor) {
+#pragma unroll 1
+  for (int j = 0; j < 4; j++) {
+    const float v = j == 0 ? z.x : j == 1 ? z.y : j == 2 ? z.z : z.w;
+    const uint32_t r = j == 0 ? w.w[0] : j == 1 ? w.w[1] : j == 2 ? w.w[2] : w.w[3];
+    if (can_reach(v, r, floor)) consider(best, v, r, static_cast<uint32_t>(group * 4 + j));
+  }
+}
+
+// By exact scores, of the lanes' groups of four tokens.
+__device__ __noinline__ uint32_t exact_winner(const float4 z, const numerics::PhiloxWords w, int group, float floor) {
+  Winner best;
+  consider_group(best, z, w, group, floor);
+  return warp_best(best).id;
+}
+
 // By exact scores, of the lanes' tokens.
 __device__ __noinline__ uint32_t exact_winner(const SampleShared& s, bool can, uint32_t id) {
   Winner w;
@@ -94,76 +115,100 @@ __device__ uint32_t winner_of_contenders(const SampleShared& s, const Winner& of
 template <bool kNoise>
 __device__ __noinline__ ThreadScan first_pass(SampleShared& s, bool raw) {
   const Row row = s.row;
-  const Noise noise = s.noise;
-  BlockMaxima* maxima = kNoise || raw ? nullptr : &s.histogram.maxima;
-  return with_reader(row, raw,
-                     [&](const auto& reader) { return scan_row<kNoise>(reader, cluster_part(), noise, maxima); });
+  BlockMaxima* maxima = kNoise || raw ? nullptr : &s.maxima;
+  return with_reader(row, raw, [&](const auto& reader) { return scan_row<kNoise>(s, reader, cluster_part(), maxima); });
 }
 
-// The CTA's contender among all tokens, from the bounds of the first pass.
-__device__ __noinline__ Winner contender_of_all(SampleShared& s, ThreadScan scan) {
+// All tokens of the row whose bound reaches the floor, by exact scores: where the best groups do not decide, about
+// never.
+__device__ __noinline__ uint32_t winner_of_row(SampleShared& s, float floor) {
   const Row row = s.row;
-  const ClusterPart part = cluster_part();
   const Noise noise = s.noise;
-  const auto each = [&](int group, auto&& f) {
-    const float4 z = group_values(row, group, false);
-    const numerics::PhiloxWords w = noise_words(noise, group);
+  Winner best;
 #pragma unroll 1
-    for (int j = 0; j < 4; j++) {
-      f(j == 0   ? z.x
-        : j == 1 ? z.y
-        : j == 2 ? z.z
-                 : z.w,
-        j == 0   ? w.w[0]
-        : j == 1 ? w.w[1]
-        : j == 2 ? w.w[2]
-                 : w.w[3],
-        static_cast<uint32_t>(group * 4 + j));
+  for (int group = static_cast<int>(threadIdx.x); group < row.groups; group += kSampleThreads) {
+    consider_group(best, group_values(row, group, false), noise_words(noise, group), group, floor);
+  }
+  return cta_best(s, best).id;
+}
+
+constexpr uint32_t kNoToken = 0xffffffff, kUnsure = 0xfffffffe;
+
+// The winner among the groups of the letters, to the lanes of the first CTA's first warp, a group a lane; kUnsure where
+// a token of another group may reach `floor`.
+__device__ uint32_t winner_of_groups(const SampleShared& s, const ClusterPart& part, float& floor) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  static_assert(2 * kMaxSampleCluster <= 32);
+  const BestGroups g = lane / 2 < part.size ? s.letters[lane / 2].best : BestGroups{};
+  const int group = lane % 2 == 0 ? g.first_where : g.second_where;
+  float4 z = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
+  if ((lane % 2 == 0 ? g.first : g.second) > kMinusInfinityKey) z = group_values(s.row, group, false);
+  const numerics::PhiloxWords w = noise_words(s.noise, group);
+  const float below = largest_of(make_float4(fine_score_below(z.x, w.w[0]), fine_score_below(z.y, w.w[1]),
+                                             fine_score_below(z.z, w.w[2]), fine_score_below(z.w, w.w[3])));
+  floor = score_floor(order_value(__reduce_max_sync(kAllLanes, numerics::order_key(below))));
+  const float rest = order_value(__reduce_max_sync(kAllLanes, g.rest));
+  if (rest > kMinusInfinity && rest >= floor) return kUnsure;
+  const uint32_t can = (can_reach(z.x, w.w[0], floor) ? 1u : 0u) | (can_reach(z.y, w.w[1], floor) ? 2u : 0u) |
+                       (can_reach(z.z, w.w[2], floor) ? 4u : 0u) | (can_reach(z.w, w.w[3], floor) ? 8u : 0u);
+  if (__reduce_add_sync(kAllLanes, static_cast<uint32_t>(__popc(can))) > 1) return exact_winner(z, w, group, floor);
+  const auto id = static_cast<uint32_t>(group * 4 + __ffs(static_cast<int>(can)) - 1);
+  return __reduce_min_sync(kAllLanes, can != 0 ? id : kNoToken);
+}
+
+// The CTA's best groups, to its first warp.
+__device__ BestGroups best_groups(SampleShared& s, const ThreadScan& scan) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  BestGroups mine;
+  mine.first = numerics::order_key(scan.best);
+  mine.first_where = scan.where;
+  mine.rest = numerics::order_key(scan.rest);  // a thread's second group counts among the rest
+  const BestGroups of_warp = warp_best(mine);
+  if (lane == 0) s.warp_groups[threadIdx.x / 32] = of_warp;
+  __syncthreads();
+  if (threadIdx.x >= 32) return {};
+  return warp_best(lane < kSampleWarps ? s.warp_groups[lane] : BestGroups{});
+}
+
+// From the CTA's first warp to the first CTA, by stores that its barrier counts.
+__device__ void send_letter(SampleShared& s, const ClusterPart& part, const BestGroups& best) {
+  if (threadIdx.x != 0) return;
+  Letter letter;
+  letter.best = best;
+  letter.bad = s.bad;
+  if (part.size == 1) {
+    s.letters[0] = letter;
+    return;
+  }
+  const auto* words = reinterpret_cast<const uint4*>(&letter);
+  auto* to = reinterpret_cast<uint4*>(&s.letters[part.rank]);
+  hopper::store_async_16(to, words[0], &s.letters_in, 0);
+  hopper::store_async_16(to + 1, words[1], &s.letters_in, 0);
+}
+
+// The token that the letters of all CTAs give, to all threads of the first one; kNoToken for a row that has none.
+__device__ uint32_t token_of_letters(SampleShared& s, const ClusterPart& part, bool greedy) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (threadIdx.x < 32) {
+    __syncwarp();
+    if (part.size > 1) hopper::mbarrier_wait_cluster(&s.letters_in, 0);
+    const Letter l = lane < part.size ? s.letters[lane] : Letter{};
+    const bool bad = __any_sync(kAllLanes, l.bad != 0) != 0;
+    const uint32_t most = __reduce_max_sync(kAllLanes, l.best.first);
+    uint32_t token = kNoToken;
+    float floor = kMinusInfinity;
+    if (!bad && most > kMinusInfinityKey) {
+      const bool is_best = lane < part.size && l.best.first == most;
+      token = greedy ? __reduce_min_sync(kAllLanes, is_best ? static_cast<uint32_t>(l.best.first_where) : kNoToken)
+                     : winner_of_groups(s, part, floor);
     }
-  };
-  // The cheap bound is infinite for r < 2^9, once in eight million tokens.
-  const auto refine = [&](float& bound, int group) {
-    if (bound < -kMinusInfinity) return;
-    bound = kMinusInfinity;
-    each(group, [&](float z, uint32_t r, uint32_t) { bound = fmaxf(bound, fine_score_above(z, r)); });
-  };
-  refine(scan.best, scan.where);
-  refine(scan.second, scan.where2);
-  const bool swapped = scan.second > scan.best;
-  const int where = swapped ? scan.where2 : scan.where;
-  ThreadBest best;
-  best.above = fmaxf(scan.best, scan.second);
-  best.rest = fminf(scan.best, scan.second);
-  const float top = order_value(cta_max(s, 0, numerics::order_key(best.above)));
-  constexpr float kNear = 0.25f;  // cheap bounds are seldom so far above
-  const bool any = best.above > kMinusInfinity;
-  if (any && best.above >= top - kNear) {
-    best.above = kMinusInfinity;
-    each(where, [&](float z, uint32_t r, uint32_t id) { best.add(z, r, id); });
+    if (lane == 0) {
+      s.token = token;
+      s.score_floor = floor;
+    }
   }
-  float floor;
-  if (one_can_win(s, best, floor)) return s.lone;
-  // Mostly the best groups alone; the second of a thread in one CTA of a hundred, all of its groups never.
-  int group = scan.where, end = group, step = 1;
-  if (any && scan.third >= floor) {
-    group = part.first, end = row.groups, step = part.stride;
-  } else if (any && best.rest >= floor) {
-    group = min(scan.where, scan.where2);
-    end = max(scan.where, scan.where2) + 1;  // the same group where it was seen twice, its touched tokens apart
-    step = max(end - 1 - group, 1);
-  } else if (any && best.above >= floor) {
-    group = where;
-    end = group + 1;
-  }
-  Winner w;
-#pragma unroll 1
-  for (; group < end; group += step) {
-    each(group, [&](float z, uint32_t r, uint32_t id) {
-      if (fine_score_above(z, r) >= floor) consider(w, z, r, id);
-    });
-  }
-  w = cta_best(s, w);
-  return contender_at(s, w.id);
+  __syncthreads();
+  return s.token == kUnsure ? winner_of_row(s, s.score_floor) : s.token;
 }
 
 struct Filter {
@@ -243,9 +288,9 @@ __device__ float list_floor(SampleShared& s, const SlotSettings& slot, float thr
   if (slot.top_k != 0) {
     const uint64_t k = static_cast<uint64_t>(slot.top_k), about = k + k / 4 + 256;
     const uint64_t share = (about << 32) / static_cast<uint64_t>(row.vocab);
-    return bin_floor(largest, threshold_by_sample(s, largest, share < (uint64_t{1} << 32) ? share : 0xffffffff));
+    return floor_by_sample(s, largest, share < (uint64_t{1} << 32) ? share : 0xffffffff);
   }
-  if (slot.top_p != 0) return bin_floor(largest, threshold_by_mass(s, thread_largest, largest, slot.top_p));
+  if (slot.top_p != 0) return floor_by_mass(s, thread_largest, largest, slot.top_p);
   // min-p keeps distances up to -min_log2·ln 2, and what rounding adds to them.
   return largest + slot.min_p_log2 * kLn2F * 1.001f - fabsf(largest) * 0x1p-20f;
 }
@@ -285,12 +330,10 @@ __device__ __noinline__ uint32_t sample_filtered(SampleShared& s, const SlotSett
   source.list = c.fits && (has_k   ? c.total >= static_cast<uint32_t>(slot.top_k)
                            : has_p ? !numerics::top_p_keeps(c.listed, slot.top_p, all)
                                    : true);
-  if (source.list && c.total <= kSortCapacity) {
-    sort_lists(s, stage, static_cast<int>(c.total));
-    uint32_t w = 0;
-    if (part.rank == 0) w = winner_of_sorted(s, slot, largest, static_cast<int>(c.total), all);
-    hopper::cluster_wait();
-    return w;
+  if (source.list && c.gathered) {
+    if (part.rank != 0) return 0;
+    sort_gathered(s, stage, static_cast<int>(c.total));
+    return winner_of_sorted(s, slot, largest, static_cast<int>(c.total), all);
   }
   Filter filter;
   filter.has_min = slot.has_min_p;
@@ -313,25 +356,23 @@ __device__ __noinline__ void write_logprobs(SampleShared& s, const SampleArgs& a
   const int top = a.top_ids != nullptr ? wanted : 0;
   Collected c = collect(s, 1, raw, largest, {top > 0 ? reached : -kMinusInfinity, 0}, Look::kMasses);
   int stage = 1;
-  if (top > 0 && c.total > kSortCapacity) {
-    Source source;
-    source.raw = raw;
-    const uint64_t cutoff = find_cut(s, source, largest, {false, static_cast<uint64_t>(top), 0, 0});
+  if (top > 0 && !c.gathered) {
+    const uint64_t cutoff = find_cut(s, raw, largest, {false, static_cast<uint64_t>(top), 0, 0});
     c.total = collect(s, 2, raw, largest, {kMinusInfinity, cutoff}, Look::kListAll).total;
     stage = 2;
   }
-  if (top > 0) sort_lists(s, stage, static_cast<int>(c.total));
+  if (part.rank != 0) return;
+  if (top > 0) sort_gathered(s, stage, static_cast<int>(c.total));
   const int t = static_cast<int>(threadIdx.x);
-  if (part.rank == 0 && t < kMaxTopLogprobs && a.top_ids != nullptr) {
+  if (t < kMaxTopLogprobs && a.top_ids != nullptr) {
     const uint64_t key = t < top ? s.sorted[t] : 0;
     a.top_ids[i * kMaxTopLogprobs + t] = t < top ? static_cast<int32_t>(key_id(key)) : -1;
     a.top_logprobs[i * kMaxTopLogprobs + t] =
         t < top ? log_probability(key_value(key), largest, c.all) : kMinusInfinity;
   }
-  if (part.rank == 0 && t == 32 && a.logprobs != nullptr) {
+  if (t == 32 && a.logprobs != nullptr) {
     a.logprobs[i] = log_probability(value_at(row, static_cast<uint32_t>(token), raw), largest, c.all);
   }
-  if (top > 0) hopper::cluster_wait();
 }
 
 __device__ __noinline__ void write_no_logprobs(const SampleArgs& a, int64_t i) {
@@ -359,111 +400,76 @@ __device__ bool is_simple(const Row& row) {
          row.aligned;
 }
 
-// f(group, values) for this thread's groups; -infinity where the row has no such group.
+// f(group, values) for this thread's groups. kAhead of them are on their way at any time, through the thread's own
+// places in shared memory: registers would be had for two beside the noise.
 template <typename F>
-__device__ void for_each_group(const Row& row, const ClusterPart& part, F&& f) {
-  const RowReader<true, false> reader{row, row.factor};
+__device__ void for_each_group(SampleShared& s, const Row& row, const ClusterPart& part, F&& f) {
+  static_assert(sizeof(s.list) >= kAhead * kSampleThreads * sizeof(float4));
+  float4* ring = reinterpret_cast<float4*>(s.list) + threadIdx.x;
+  const auto* values = reinterpret_cast<const float4*>(row.y);
+  const auto fetch = [&](int group, float4* to) {
+    if (group < row.groups) hopper::copy_async_16(to, values + group);
+    hopper::copy_async_commit();
+  };
+#pragma unroll
+  for (int u = 0; u < kAhead; u++) fetch(part.first + u * part.stride, ring + u * kSampleThreads);
+  float4* at = ring;
 #pragma unroll 1
-  for (int first = part.first; first < row.groups; first += kAhead * part.stride) {
-    float4 y[kAhead];
-#pragma unroll
-    for (int u = 0; u < kAhead; u++) y[u] = reader.load(first + u * part.stride);
-#pragma unroll
-    for (int u = 0; u < kAhead; u++) f(first + u * part.stride, y[u]);
+  for (int group = part.first; group < row.groups; group += part.stride) {
+    hopper::copy_async_wait<kAhead - 1>();
+    const float4 y = *at;
+    f(group, y);
+    fetch(group + kAhead * part.stride, at);
+    at = at == ring + (kAhead - 1) * kSampleThreads ? ring : at + kSampleThreads;
   }
 }
 
-// The first CTA's first warp gets the CTA's best.
-__device__ Winner greedy_scan(SampleShared& s, const Row& row, const ClusterPart& part) {
+// The CTA's largest value and the first id that has it, to its first warp.
+__device__ BestGroups largest_of_row(SampleShared& s, const Row& row, const ClusterPart& part) {
   float largest = kMinusInfinity;
   int where = 0;
-  for_each_group(row, part, [&](int group, const float4& y) {
-    const float m = max_nan(max_nan(y.x, y.y), max_nan(y.z, y.w));
+  for_each_group(s, row, part, [&](int group, const float4& y) {
+    const float m = max_nan(y);
     if (m > largest) where = group;
     largest = max_nan(largest, m);
   });
   if (!(largest < -kMinusInfinity)) s.bad = 1;
   const uint32_t key = numerics::order_key(largest), top = __reduce_max_sync(kAllLanes, key);
-  uint32_t id = 0xffffffff;
+  uint32_t id = kNoToken;
   if (key == top && largest > kMinusInfinity) {
     const float4 y = aligned_group(row, where);
-    const int j = y.x == largest ? 0 : y.y == largest ? 1 : y.z == largest ? 2 : 3;
-    id = static_cast<uint32_t>(where * 4 + j);
+    id = static_cast<uint32_t>(where * 4 + (y.x == largest ? 0 : y.y == largest ? 1 : y.z == largest ? 2 : 3));
   }
   id = __reduce_min_sync(kAllLanes, id);
-  if (threadIdx.x % 32 == 0) s.warp_winners[threadIdx.x / 32] = {id != 0xffffffff ? top : 0, id};
+  if (threadIdx.x % 32 == 0) s.warp_winners[threadIdx.x / 32] = {id != kNoToken ? top : kMinusInfinityKey, id};
   __syncthreads();
-  return threadIdx.x < 32 ? warp_best(s.warp_winners[threadIdx.x % kSampleWarps]) : Winner{};
+  if (threadIdx.x >= 32) return {};
+  const Winner best = warp_best(s.warp_winners[threadIdx.x % kSampleWarps]);
+  BestGroups g;
+  g.first = static_cast<uint32_t>(best.score);
+  g.first_where = static_cast<int>(best.id);
+  return g;
 }
 
-__device__ Winner noisy_scan(SampleShared& s, const Row& row, const ClusterPart& part, const Noise& noise) {
+__device__ BestGroups best_of_row(SampleShared& s, const Row& row, const ClusterPart& part, const Noise& noise) {
   const NoiseStream stream = noise_stream(noise);
   ThreadScan scan;
-  for_each_group(row, part,
+  for_each_group(s, row, part,
                  [&](int group, const float4& y) { scan_group<true>(scan, group, times(y, row.factor), stream); });
   if (!(scan.largest < -kMinusInfinity)) s.bad = 1;
-  return contender_of_all(s, scan);
+  return best_groups(s, scan);
 }
 
-// Every CTA's best goes to the first one, by a store that its barrier counts; the others are done then.
+// Every CTA writes its best to the first one; the others are done then.
 __device__ void sample_simple(SampleShared& s, const SampleArgs& a, int64_t i, const ClusterPart& part, const Row& row,
                               const Noise& noise) {
   const bool greedy = row.slot->greedy;
-  const Winner mine = greedy ? greedy_scan(s, row, part) : noisy_scan(s, row, part, noise);
-  if (threadIdx.x >= 32) return;
-  const int lane = static_cast<int>(threadIdx.x);
-  Letter l{static_cast<uint32_t>(mine.score >> 32), static_cast<uint32_t>(mine.score), mine.id, s.bad};
-  if (part.size > 1) {
-    if (lane == 0) {
-      hopper::store_async_16(&s.letters[part.rank], {l.score_high, l.score_low, l.id, l.bad}, &s.letters_in, 0);
-    }
-    if (part.rank != 0) return;
-    hopper::mbarrier_wait_cluster(&s.letters_in, 0);
-    l = s.letters[lane % kMaxSampleCluster];
-  }
-  if (lane >= part.size) l = Letter{0, 0, 0xffffffff, 0};
-  const Winner of_lane{static_cast<uint64_t>(l.score_high) << 32 | l.score_low, l.id};
-  const bool bad = __any_sync(kAllLanes, l.bad != 0) != 0 || __any_sync(kAllLanes, of_lane.score != 0) == 0;
-  const uint32_t token = bad ? 0xffffffff : greedy ? warp_best(of_lane).id : winner_of_contenders(s, of_lane);
-  if (lane == 0) {
-    a.tokens[i] = static_cast<int32_t>(token);
-    a.status[i] = bad ? kNotFinite : kSampled;
-  }
-}
-
-// first_pass without noise of a row in which no token has more than a temperature, in fewer instructions.
-__device__ ThreadScan plain_pass(SampleShared& s, const Row& row, const ClusterPart& part) {
-  const RowReader<true, false> reader{row, row.factor};
-  const int each = block_groups(row, part);
-  ThreadScan scan;
-  int block = 0;
-#pragma unroll 1
-  for (int first = part.first; first < row.groups; first += each * part.stride) {
-    float most = kMinusInfinity;
-#pragma unroll 1
-    for (int i = 0; i < each; i += kAhead) {
-      const int at = first + i * part.stride;
-      if (at >= row.groups) break;
-      float4 y[kAhead];
-#pragma unroll
-      for (int u = 0; u < kAhead; u++) y[u] = reader.load(at + u * part.stride);
-#pragma unroll
-      for (int u = 0; u < kAhead; u++) {
-        const float m = max_nan(times(y[u], reader.factor));
-        if (m > scan.largest) scan.where = at + u * part.stride;
-        scan.largest = max_nan(scan.largest, m);
-        most = fmaxf(most, m);
-      }
-    }
-    s.histogram.maxima[block++][threadIdx.x] = most;
-  }
-  scan.best = scan.largest;
-  if (row.slot->greedy && scan.largest > kMinusInfinity) {  // the id is asked for
-    const float4 y = aligned_group(row, scan.where);
-    const int j = y.x == scan.best ? 0 : y.y == scan.best ? 1 : y.z == scan.best ? 2 : 3;
-    scan.where = scan.where * 4 + j;
-  }
-  return scan;
+  send_letter(s, part, greedy ? largest_of_row(s, row, part) : best_of_row(s, row, part, noise));
+  if (part.rank != 0) return;
+  const uint32_t token = token_of_letters(s, part, greedy);
+  if (threadIdx.x != 0) return;
+  a.tokens[i] = static_cast<int32_t>(token);
+  a.status[i] = token == kNoToken ? kNotFinite : kSampled;
 }
 
 __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, const ClusterPart& part, const Row& row,
@@ -472,12 +478,12 @@ __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, cons
   const bool filtered = !slot.greedy && (slot.top_k != 0 || slot.top_p != 0 || slot.has_min_p);
   const bool wants_logprobs = slot.top_logprobs >= 0;
   const bool noisy = !slot.greedy && !filtered;
-  const bool plain = row.aligned && row.touched == nullptr && row.allowed == nullptr;
-  ThreadScan scan = noisy ? first_pass<true>(s, false) : plain ? plain_pass(s, row, part) : first_pass<false>(s, false);
+  ThreadScan scan = noisy ? first_pass<true>(s, false) : first_pass<false>(s, false);
   const bool bad = __syncthreads_or(scan.bad()) != 0;
+  if (bad && threadIdx.x == 0) s.bad = 1;
   Winner w;
-  if (slot.greedy) w = cta_best(s, {numerics::order_key(scan.best), static_cast<uint32_t>(scan.where)});
-  if (noisy) w = contender_of_all(s, scan);
+  if (slot.greedy) w = cta_best(s, largest_token(s, scan, false));
+  if (noisy) send_letter(s, part, best_groups(s, scan));
   // How many of the best tokens are to be listed: by the filters, else by the log-probabilities of the same values.
   const bool want_top = wants_logprobs && a.top_ids != nullptr && slot.top_logprobs > 0;
   const bool raw = wants_logprobs && !slot.processed_logprobs && !row.plain;
@@ -485,13 +491,14 @@ __device__ void sample_row(SampleShared& s, const SampleArgs& a, int64_t i, cons
   const uint32_t key = numerics::order_key(scan.largest), largest = cta_max(s, 1, key);
   const uint32_t reached = best != 0 ? cta_reached(key, largest, share_of(best, part)) : 0;
   ClusterScan c = exchange_scan(s, 0, part, w, largest, reached, bad);
+  // Before the row may be given up: letters are still on their way.
+  uint32_t token = noisy && part.rank == 0 ? token_of_letters(s, part, false) : kNoToken;
   if (!c.ok) {
     if (part.rank == 0) write_failure(a, i, kNotFinite, wants_logprobs);
     return;
   }
-  const uint32_t token = filtered ? sample_filtered(s, slot, scan.largest, c.largest, c.reached)
-                         : noisy  ? winner_of_contenders(s, c.of_lane)
-                                  : warp_best(c.of_lane).id;
+  if (slot.greedy) token = warp_best(c.of_lane).id;
+  if (filtered) token = sample_filtered(s, slot, scan.largest, c.largest, c.reached);
   if (part.rank == 0 && threadIdx.x == 0) {
     a.tokens[i] = static_cast<int32_t>(token);
     a.status[i] = kSampled;
@@ -528,6 +535,7 @@ __device__ __noinline__ int find_drafted(SampleShared& s, const SampleArgs& a, i
     }
     s.row.drafted = s.drafted;
     s.row.drafted_count = count;
+    s.touched_count = kTouchedCapacity + 1;  // other rows of the slot set bits while this one is looked at
   }
   hopper::cluster_sync();  // other CTAs of the cluster read the bits
   return s.row.drafted_count;
@@ -616,7 +624,13 @@ __global__ __launch_bounds__(kSampleThreads, 2) void sample_kernel(const __grid_
   // Slots, positions and settings come from the host between steps; no kernel of a step writes them.
   const int id = p.a.slots[row];
   const bool known = id >= 0 && id < p.slots;
-  const SlotSettings& slot = p.settings[known ? id : 0];
+  const SlotSettings* settings = p.settings + (known ? id : 0);
+  static_assert(sizeof(SlotSettings) % 4 == 0 && alignof(SlotSettings) >= 4);
+  if (threadIdx.x < sizeof(SlotSettings) / 4) {
+    reinterpret_cast<uint32_t*>(&s.slot)[threadIdx.x] = reinterpret_cast<const uint32_t*>(settings)[threadIdx.x];
+  }
+  __syncthreads();
+  const SlotSettings& slot = s.slot;
   const bool active = known && slot.active;
   const Row r = make_row(p.a.logits, row, p.a.vocab, &slot,
                          p.a.allowed != nullptr ? p.a.allowed + row * p.a.allowed_stride : nullptr);
@@ -629,6 +643,7 @@ __global__ __launch_bounds__(kSampleThreads, 2) void sample_kernel(const __grid_
     s.row = r;
     s.noise = noise;
     s.bad = 0;
+    s.touched_count = 0;
     hopper::mbarrier_init(&s.letters_in, 1);
     hopper::mbarrier_init_fence();
     hopper::mbarrier_arrive_expect(&s.letters_in, static_cast<uint32_t>(part.size) * sizeof(Letter));

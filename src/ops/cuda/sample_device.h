@@ -165,7 +165,7 @@ __device__ inline float value_at(const Row& r, uint32_t id, bool raw) {
 }
 
 constexpr int kAhead = 5;   // groups in flight a thread: at 16 CTAs a row of 151936 has no more
-constexpr int kBlocks = 8;  // runs of groups of which a first pass keeps each thread's maximum
+constexpr int kBlocks = 4;  // runs of groups of which a first pass keeps each thread's maximum
 
 // How a row's values are had: loops over it are made for each kind of row, as small as that kind allows.
 template <bool kAligned, bool kMarked>
@@ -186,6 +186,34 @@ struct RowReader {
     if (left > 2) y.z = __ldcg(p + 2);
     if (left > 3) y.w = __ldcg(p + 3);
     return y;
+  }
+  // What says how a group's tokens are to be had, on its way together with the logits; nothing where there are no
+  // marks.
+  struct Marks {
+    uint32_t touched_word = 0, allowed_word = 0xffffffff;
+    // A bit each of the tokens that are to be looked at one by one, and of those that may come.
+    __device__ uint32_t touched(int group) const { return bits_of(touched_word, group); }
+    __device__ uint32_t allowed(int group) const { return bits_of(allowed_word, group); }
+    __device__ static uint32_t bits_of(uint32_t word, int group) {
+      return (word >> (static_cast<uint32_t>(group) % 8 * 4)) & 15;
+    }
+  };
+  __device__ Marks marks(int group) const {
+    Marks m;
+    if constexpr (kMarks) {
+      const bool in = group < row.groups;
+      m.touched_word = word_or(row.touched, group, in, m.touched_word);
+      m.allowed_word = word_or(row.allowed, group, in, m.allowed_word);
+    }
+    return m;
+  }
+  // The asm keeps the loads of several groups together, without branches between them.
+  __device__ static uint32_t word_or(const uint32_t* words, int group, bool in, uint32_t other) {
+    uint32_t v;
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\nmov.u32 %0, %3;\n@p ld.global.u32 %0, [%1];\n}"
+                 : "=r"(v)
+                 : "l"(words + static_cast<uint32_t>(group) / 8), "r"(in && words != nullptr ? 1u : 0u), "r"(other));
+    return v;
   }
 };
 
@@ -276,11 +304,9 @@ __device__ inline float score_floor(float below) { return below - 2e-4f - fabsf(
 // What a thread learns in its first pass.
 struct ThreadScan {
   float largest = kMinusInfinity;  // NaN if there is one
-  float best = kMinusInfinity;     // with noise: of the upper bounds
-  float second = kMinusInfinity;   // with noise: of the groups other than the best one
-  float third = kMinusInfinity;    // with noise: of those other than the best two
-  int where = 0;                   // with noise: the best bound's group; without: the largest value's id
-  int where2 = 0;                  // with noise: the second bound's group
+  float best = kMinusInfinity;     // with noise: of the upper bounds; without: of the values
+  float rest = kMinusInfinity;     // with noise: the best of the other groups
+  int where = 0;                   // the best one's group, of equal ones without noise the first
   __device__ bool bad() const { return largest != largest; }
 };
 
@@ -294,24 +320,17 @@ __device__ float scan_group(ThreadScan& s, int group, const float4& z, const Noi
     const numerics::PhiloxWords w = noise_words(noise, group);
     const float b = largest_of(make_float4(score_above(z.x, w.w[0]), score_above(z.y, w.w[1]), score_above(z.z, w.w[2]),
                                            score_above(z.w, w.w[3])));
-    s.third = fmaxf(s.third, fminf(s.second, b));
-    if (b > s.second) s.where2 = group;
-    s.second = fmaxf(s.second, fminf(s.best, b));
-    if (b > s.best) {
-      s.where2 = s.where;
-      s.where = group;
-      s.best = b;
-    }
-  } else if (m >= s.best) {
-    const int id = group * 4 + (z.x == m ? 0 : z.y == m ? 1 : z.z == m ? 2 : 3);
-    if (m > s.best || id < s.where) s.where = id;
-    s.best = m;
+    s.rest = fmaxf(s.rest, fminf(s.best, b));
+    if (b > s.best) s.where = group;
+    s.best = fmaxf(s.best, b);
+  } else {
+    if (m > s.best || (m == s.best && group < s.where)) s.where = group;
+    s.best = fmaxf(s.best, m);
   }
   return m;
 }
 
-// A block is this many of a thread's groups, one after the other: 64 at most.
-static_assert(numerics::kMaxVocabulary / 4 / kSampleThreads <= (64 - kAhead) * kBlocks);
+// A block is this many of a thread's groups, one after the other.
 __device__ inline int block_groups(const Row& r, const ClusterPart& part) {
   const int all = (r.groups + part.stride - 1) / part.stride;
   return ((all + kBlocks - 1) / kBlocks + kAhead - 1) / kAhead * kAhead;
@@ -319,64 +338,23 @@ __device__ inline int block_groups(const Row& r, const ClusterPart& part) {
 
 using BlockMaxima = float[kBlocks][kSampleThreads];
 
-// Scans this thread's marked groups of a block, bit i being its i-th from `first` on. Each lane goes on to its own next
-// one: a warp's few are had in one or two rounds.
-template <bool kNoise, typename Reader>
-__device__ float scan_touched(ThreadScan& s, const Reader& reader, const ClusterPart& part, int first, uint64_t left,
-                              const NoiseStream& stream) {
-  const Row& r = reader.row;
-  float m = kMinusInfinity;
+// f(group, values, marks) for `count` of this thread's groups from `first` on, kAhead at a time: of `group` and those
+// after it; -infinity past the row's end. A warp's lanes take part together.
+template <typename Reader, typename F>
+__device__ void stream(const Reader& reader, const ClusterPart& part, int first, int count, F&& f) {
+  const int end = reader.row.groups + static_cast<int>(threadIdx.x) % 32;
 #pragma unroll 1
-  for (; left != 0; left &= left - 1) {
-    const int group = first + (__ffsll(static_cast<long long>(left)) - 1) * part.stride;
-    const float4 none = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
-    float4 z = touched_group(r, group, touched_bits(r.touched, group), raw_group(r, group), none);
-    if (r.allowed != nullptr) z = masked(z, touched_bits(r.allowed, group));
-    m = fmaxf(m, scan_group<kNoise>(s, group, z, stream));
-  }
-  return m;
-}
-
-// Tokens that have more than a temperature are left out of the streaming loop and seen after each block of it. Maxima
-// of blocks are kept where `maxima` is not null.
-template <bool kNoise, typename Reader>
-__device__ ThreadScan scan_row(const Reader& reader, const ClusterPart& part, const Noise& noise, BlockMaxima* maxima) {
-  const NoiseStream stream = noise_stream(noise);
-  const Row& r = reader.row;
-  const int each = block_groups(r, part);
-  ThreadScan s;
-  int block = 0;
-#pragma unroll 1
-  for (int first = part.first; first < r.groups; first += each * part.stride) {
-    float most = kMinusInfinity;
-    uint64_t left = 0;
-#pragma unroll 1
-    for (int i = 0; i < each; i += kAhead) {
-      const int at = first + i * part.stride;
-      if (at >= r.groups) break;
-      float4 y[kAhead];
+  for (int i = 0; i < count; i += kAhead) {
+    const int at = first + i * part.stride;
+    if (at >= end) break;
+    float4 y[kAhead];
 #pragma unroll
-      for (int u = 0; u < kAhead; u++) y[u] = reader.load(at + u * part.stride);
+    for (int u = 0; u < kAhead; u++) y[u] = reader.load(at + u * part.stride);
+    typename Reader::Marks marks[kAhead];
 #pragma unroll
-      for (int u = 0; u < kAhead; u++) {
-        const int group = at + u * part.stride;
-        if constexpr (Reader::kMarks) {
-          const bool in = group < r.groups;
-          const uint32_t bits = in && r.touched != nullptr ? touched_bits(r.touched, group) : 0;
-          if (bits != 0) left |= uint64_t{1} << (i + u);
-          uint32_t keep = 15 ^ bits;
-          if (in && r.allowed != nullptr) keep &= touched_bits(r.allowed, group);
-          y[u] = masked(y[u], keep);
-        }
-        most = fmaxf(most, scan_group<kNoise>(s, group, times(y[u], reader.factor), stream));
-      }
-    }
-    if constexpr (Reader::kMarks) {
-      most = fmaxf(most, scan_touched<kNoise>(s, reader, part, first, left, stream));
-    }
-    if (maxima != nullptr) (*maxima)[block++][threadIdx.x] = most;
+    for (int u = 0; u < kAhead; u++) marks[u] = reader.marks(at + u * part.stride);
+    f(at, y, marks);
   }
-  return s;
 }
 
 // The best of a CTA or a cluster: larger score first, then lower id.
@@ -391,20 +369,33 @@ struct Exchange {  // from one CTA to every other
 };
 
 constexpr int kHistogramBins = 2048;  // of a level of the exact selection
-constexpr int kDistanceBins = 768;
-constexpr int kListCapacity = 6144;  // candidates a CTA keeps
+constexpr int kDistanceBins = 768, kGuessBins = kDistanceBins / 2;
+constexpr int kListCapacity = 5568;  // candidates a CTA keeps
 constexpr int kSortCapacity = kSampleThreads;
-constexpr int kStages = 3;
+constexpr int kStages = 4, kMassStage = 3;
+constexpr uint32_t kTouchedCapacity = 1024;
 
-// What a CTA tells the first one of its cluster about a simple row.
-struct alignas(16) Letter {
-  uint32_t score_high, score_low, id, bad;
+// The two groups of the largest bounds, and the largest bound of the others; ordered keys.
+struct BestGroups {
+  uint32_t first = kMinusInfinityKey, second = kMinusInfinityKey, rest = kMinusInfinityKey;
+  int first_where = 0, second_where = 0;
 };
+
+// What a CTA tells the first one of its cluster: of a row with noise its best groups, of a greedy one its largest value
+// and that one's id as the first of them.
+struct alignas(16) Letter {
+  BestGroups best;
+  uint32_t bad = 0;
+  uint32_t unused[2] = {};
+};
+static_assert(sizeof(Letter) == 32);
 
 struct SampleShared {
   Letter letters[kMaxSampleCluster];
   uint64_t letters_in;  // a barrier, once a launch
   Row row;              // of this cluster; the functions off the hot path read it here
+  // A copy: what is read of it between two barriers would else come from the L2 each time, behind the logits.
+  SlotSettings slot;
   int32_t drafted[kMaxDraftDepth];
   Noise noise;
   Exchange from[kStages][kMaxSampleCluster];
@@ -412,21 +403,122 @@ struct SampleShared {
   uint32_t counts[kStages][kMaxSampleCluster];
   uint64_t warp_sums[kSampleWarps];
   uint32_t warp_keys[4][kSampleWarps];
-  Winner warp_winners[kSampleWarps];
+  union {
+    Winner warp_winners[kSampleWarps];
+    BestGroups warp_groups[kSampleWarps];
+  };
   uint64_t found_key, found_before;
   Winner lone;  // its score: the bounds of a contender
-  uint32_t bad, crowded, last, list_count, threshold_bin;
+  float score_floor;
+  uint32_t token;
+  uint32_t bad, crowded, last, list_count, threshold_bin, touched_count, block_count;
   uint32_t distances[kDistanceBins];
-  uint64_t distance_totals[kDistanceBins];
-  uint64_t unsorted[kSortCapacity], pulled[kSortCapacity], sorted[kSortCapacity];
+  uint64_t gathered[kSortCapacity];  // keys from every CTA
+  union {
+    struct {
+      alignas(16) uint64_t unsorted[kSortCapacity];
+      uint64_t sorted[kSortCapacity];
+    };
+    uint16_t blocks[kBlocks * kSampleThreads];  // that reach a floor: block · kSampleThreads + thread
+    uint64_t distance_totals[kDistanceBins];
+  };
   union {
     BlockMaxima maxima;  // of the last scan of processed values without noise
-    uint64_t masses[kHistogramBins];
-    uint32_t numbers[kHistogramBins];
     uint32_t limbs[3][kDistanceBins];
-  } histogram;
-  uint64_t list[kListCapacity];
+  };
+  union {
+    alignas(16) uint64_t list[kListCapacity];
+    uint32_t guess_bins[kMaxSampleCluster][kGuessBins];  // from every CTA
+    uint64_t masses[kHistogramBins];                     // of a level of the exact selection from the whole row
+    uint32_t numbers[kHistogramBins];
+  };
+  // Of this CTA's tokens those that have more than a temperature: ids, from the end of a scan on their candidate keys.
+  // If there are more than the capacity, or their marks may change meanwhile, all are looked at one by one in every
+  // pass.
+  uint64_t touched[kTouchedCapacity];
 };
+
+// Two CTAs on an SM leave 92 KB of its memory to the L1, through which 80 KB of logits are on their way at a time.
+static_assert(sizeof(SampleShared) <= 164 * 1024 / 2 - 1024);
+
+__device__ inline bool touched_listed(const SampleShared& s) { return s.touched_count <= kTouchedCapacity; }
+
+// Bit 4u + j of `found`: a touched token, value j of group first + u · stride.
+__device__ __noinline__ inline void note_touched(SampleShared& s, int first, int stride, uint32_t found) {
+  for (; found != 0; found &= found - 1) {
+    const int i = __ffs(static_cast<int>(found)) - 1;
+    const uint32_t at = atomicAdd(&s.touched_count, 1u);
+    if (at < kTouchedCapacity) s.touched[at] = static_cast<uint64_t>((first + i / 4 * stride) * 4 + i % 4);
+  }
+}
+
+// The touched tokens' part of a scan, a thread one of them at a time.
+template <bool kNoise>
+__device__ __noinline__ ThreadScan scan_touched(SampleShared& s, ThreadScan scan) {
+  const Row row = s.row;
+  const NoiseStream noise = noise_stream(s.noise);
+  __syncthreads();
+  const uint32_t count = s.touched_count;
+  const auto masked_group = [&](int group, const float4& z) {
+    return row.allowed != nullptr ? masked(z, touched_bits(row.allowed, group)) : z;
+  };
+  if (count > kTouchedCapacity) {
+    const ClusterPart part = cluster_part();
+#pragma unroll 1
+    for (int group = part.first; group < row.groups; group += part.stride) {
+      const uint32_t bits = touched_bits(row.touched, group);
+      const float4 none = make_float4(kMinusInfinity, kMinusInfinity, kMinusInfinity, kMinusInfinity);
+      if (bits == 0) continue;
+      scan_group<kNoise>(scan, group, masked_group(group, touched_group(row, group, bits, raw_group(row, group), none)),
+                         noise);
+    }
+    return scan;
+  }
+#pragma unroll 1
+  for (uint32_t i = threadIdx.x; i < count; i += kSampleThreads) {
+    const auto id = static_cast<uint32_t>(s.touched[i]);
+    const int group = static_cast<int>(id / 4);
+    const float v = touched_value(row, static_cast<int>(id), __ldcg(row.y + id));
+    const float4 z = masked_group(group, masked(make_float4(v, v, v, v), 1u << (id % 4)));
+    s.touched[i] = numerics::candidate_key(scan_group<kNoise>(scan, group, z, noise), id);
+  }
+  return scan;
+}
+
+// A first pass over the row. Tokens that have more than a temperature are left out of the streaming loop and looked at
+// behind it. Maxima of blocks, of the others, are kept where `maxima` is not null.
+template <bool kNoise, typename Reader>
+__device__ ThreadScan scan_row(SampleShared& s, const Reader& reader, const ClusterPart& part, BlockMaxima* maxima) {
+  const NoiseStream noise = noise_stream(s.noise);
+  const Row& r = reader.row;
+  const int each = block_groups(r, part);
+  ThreadScan scan;
+  int block = 0;
+#pragma unroll 1
+  for (int first = part.first; first < r.groups; first += each * part.stride) {
+    float most = kMinusInfinity;
+    stream(reader, part, first, each, [&](int at, const float4(&y)[kAhead], const auto& marks) {
+      uint32_t found = 0;
+#pragma unroll
+      for (int u = 0; u < kAhead; u++) {
+        const int group = at + u * part.stride;
+        float4 z = times(y[u], reader.factor);
+        if constexpr (Reader::kMarks) {
+          const uint32_t touched = marks[u].touched(group);
+          found |= touched << (4 * u);
+          z = masked(z, marks[u].allowed(group) & ~touched);
+        }
+        most = fmaxf(most, scan_group<kNoise>(scan, group, z, noise));
+      }
+      if (found != 0) note_touched(s, at, part.stride, found);
+    });
+    if (maxima != nullptr) (*maxima)[block++][threadIdx.x] = most;
+  }
+  if constexpr (Reader::kMarks) {
+    if (r.touched != nullptr) scan = scan_touched<kNoise>(s, scan);
+  }
+  return scan;
+}
 
 // A key that at least `count` of the CTA's threads have or exceed, and few more than that; 0 where there are fewer.
 // `largest` is the largest one.
@@ -472,6 +564,34 @@ __device__ inline Winner warp_best(const Winner& w) {
   const uint32_t best_low = __reduce_max_sync(kAllLanes, low);
   const bool equal = high == best_high && static_cast<uint32_t>(w.score) == best_low;
   return {static_cast<uint64_t>(best_high) << 32 | best_low, __reduce_min_sync(kAllLanes, equal ? w.id : 0xffffffff)};
+}
+
+// The best of the lanes' groups.
+__device__ inline BestGroups warp_best(const BestGroups& g) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  BestGroups best;
+  best.first = __reduce_max_sync(kAllLanes, g.first);
+  const int from = __ffs(static_cast<int>(__ballot_sync(kAllLanes, g.first == best.first))) - 1;
+  best.first_where = __shfl_sync(kAllLanes, g.first_where, from);
+  const uint32_t next = lane == from ? g.second : g.first;
+  best.second = __reduce_max_sync(kAllLanes, next);
+  const int from2 = __ffs(static_cast<int>(__ballot_sync(kAllLanes, next == best.second))) - 1;
+  best.second_where = __shfl_sync(kAllLanes, lane == from ? g.second_where : g.first_where, from2);
+  const int taken = (lane == from ? 1 : 0) + (lane == from2 ? 1 : 0);
+  best.rest = __reduce_max_sync(kAllLanes, taken == 0 ? g.first : taken == 1 ? max(g.second, g.rest) : g.rest);
+  return best;
+}
+
+// The id of the group's first value that equals `z`.
+__device__ __noinline__ inline uint32_t first_equal(const SampleShared& s, int group, float z, bool raw) {
+  const float4 v = group_values(s.row, group, raw);
+  return static_cast<uint32_t>(group * 4 + (v.x == z ? 0 : v.y == z ? 1 : v.z == z ? 2 : 3));
+}
+
+// The first of the largest values that a thread has seen without noise.
+__device__ inline Winner largest_token(const SampleShared& s, const ThreadScan& scan, bool raw) {
+  if (!(scan.largest > kMinusInfinity)) return {};
+  return {numerics::order_key(scan.best), first_equal(s, scan.where, scan.best, raw)};
 }
 
 // The best of the threads' winners, to all threads.

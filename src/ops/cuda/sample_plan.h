@@ -9,8 +9,9 @@ namespace isobit::cuda {
 constexpr int kSampleThreads = kRowThreads;
 constexpr int kMaxSampleCluster = 16;
 
-// The largest cluster of which all rows' fit the GPU at once, two CTAs on an SM; clusters of 8 and 16 leave some of an
-// SM group's places empty. A row of few tokens takes fewer CTAs.
+// The largest cluster of which all rows' fit the GPU at once, two CTAs on an SM; with clusters of more than four, that
+// leave some of an SM group's places empty, about one on an SM: so many leave places for the next kernel's CTAs, which
+// then start while these end.
 int sample_cluster(int64_t rows, int64_t vocab, int sm_count);
 
 }  // namespace isobit::cuda

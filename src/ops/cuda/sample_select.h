@@ -59,12 +59,12 @@ struct CutGoal {
 
 // The lowest bin with which the sum of s.distance_totals reaches the goal, else the last one; to all threads, with the
 // sum before it in s.found_before. A goal by count with top_p != 0 is that share (of 2^32) of all.
-__device__ __noinline__ inline int first_bin(SampleShared& s, CutGoal goal) {
+__device__ __noinline__ inline int first_bin(SampleShared& s, int bins, CutGoal goal) {
   constexpr int kPerThread = 2;
-  static_assert(kDistanceBins % kPerThread == 0 && kDistanceBins <= kPerThread * kSampleThreads);
+  static_assert(kGuessBins % kPerThread == 0 && kDistanceBins <= kPerThread * kSampleThreads);
   const int first = static_cast<int>(threadIdx.x) * kPerThread;
-  const bool has = first < kDistanceBins;
-  if (threadIdx.x == 0) s.threshold_bin = kDistanceBins - 1;
+  const bool has = first < bins;
+  if (threadIdx.x == 0) s.threshold_bin = static_cast<uint32_t>(bins - 1);
   __syncthreads();
   const uint64_t low = has ? s.distance_totals[first] : 0, high = has ? s.distance_totals[first + 1] : 0;
   if (!goal.by_mass && goal.top_p != 0) goal.count = __umul64hi(cta_sum(s, low + high) << 16, goal.top_p << 16);
@@ -78,77 +78,79 @@ __device__ __noinline__ inline int first_bin(SampleShared& s, CutGoal goal) {
   return static_cast<int>(s.threshold_bin);
 }
 
-// The cluster's s.distances into s.distance_totals, for first_bin.
-__device__ __noinline__ inline void add_distances(SampleShared& s) {
+// Guesses are made from a sample in wider bins: this many of the narrow ones.
+constexpr int kGuessWidth = kDistanceBins / kGuessBins;
+__device__ inline void count_guess(SampleShared& s, float largest, float z, uint32_t count) {
+  atomicAdd(&s.distances[distance_bin(largest, z) / kGuessWidth], count);
+}
+__device__ inline void clear_guess(SampleShared& s) {
+  static_assert(kGuessBins <= kSampleThreads);
+  if (threadIdx.x < kGuessBins) s.distances[threadIdx.x] = 0;
+  __syncthreads();
+}
+// Bin threadIdx.x over the cluster; 0 where there is none.
+__device__ __noinline__ inline uint32_t total_guess(SampleShared& s) {
   const ClusterPart part = cluster_part();
+  const int t = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  for (int i = t; i < kGuessBins * part.size; i += kSampleThreads) {
+    *peer(&s.guess_bins[part.rank][i % kGuessBins], i / kGuessBins) = s.distances[i % kGuessBins];
+  }
   __syncthreads();
   publish();
-  for (int i = static_cast<int>(threadIdx.x); i < kDistanceBins; i += kSampleThreads) {
-    uint64_t total = 0;
-#pragma unroll
-    for (int r = 0; r < kMaxSampleCluster; r++) {
-      if (r < part.size) total += *peer(&s.distances[i], r);
-    }
-    s.distance_totals[i] = total;
-  }
+  uint32_t total = 0;
+  for (int r = 0; r < part.size && t < kGuessBins; r++) total += s.guess_bins[r][t];
+  return total;
 }
-__device__ inline int find_bin(SampleShared& s, const CutGoal& goal) {
-  add_distances(s);
-  return first_bin(s, goal);
+__device__ inline float guess_distance(int bin) {
+  return numerics::from_bits(static_cast<uint32_t>(kFirstDistance + bin * kGuessWidth) << kDistanceShift);
+}
+// A value that the tokens of bins up to `bin` reach, or nearly.
+__device__ inline float guess_floor(float largest, int bin) {
+  return bin >= kGuessBins - 1 ? kMinusInfinity : numerics::fsub(largest, guess_distance(bin + 1));
 }
 
-__device__ inline void clear_distances(SampleShared& s) {
-  for (int i = static_cast<int>(threadIdx.x); i < kDistanceBins; i += kSampleThreads) s.distances[i] = 0;
-  __syncthreads();
-}
-
-// A bin that probably holds that share (of 2^32) of all tokens: from each thread's first four tokens.
-__device__ __noinline__ inline int threshold_by_sample(SampleShared& s, float largest, uint64_t share) {
+// A value that probably that share (of 2^32) of all tokens reach: from each thread's first four tokens.
+__device__ __noinline__ inline float floor_by_sample(SampleShared& s, float largest, uint64_t share) {
   const Row row = s.row;
   const ClusterPart part = cluster_part();
-  clear_distances(s);
+  clear_guess(s);
   if (part.first < row.groups) {
     const float4 v = group_values(row, part.first, false);
-    for (const float z : {v.x, v.y, v.z, v.w}) atomicAdd(&s.distances[distance_bin(largest, z)], 1u);
+    for (const float z : {v.x, v.y, v.z, v.w}) count_guess(s, largest, z, 1);
   }
-  return find_bin(s, {false, 0, share, 0});
+  const uint32_t total = total_guess(s);
+  if (threadIdx.x < kGuessBins) s.distance_totals[threadIdx.x] = total;
+  return guess_floor(largest, first_bin(s, kGuessBins, {false, 0, share, 0}));
 }
 
-// A bin that probably holds more than that share (of 2^32) of all masses: what is beyond it is about 0.6 of what may be
-// left out. The few tokens that have most of the mass are among the threads' maxima; all others are thought to be as
-// the others of each thread's first four. Counted by bins, from which the masses follow: a heavy token that would be in
-// the sample is a maximum, and counts once.
-__device__ __noinline__ inline int threshold_by_mass(SampleShared& s, float thread_largest, float largest,
-                                                     uint64_t share) {
+// A value that tokens of probably more than that share (of 2^32) of all masses reach: what is below it is about 0.6 of
+// what may be left out. The few tokens that have most of the mass are among the threads' maxima; all others are thought
+// to be as the others of each thread's first four. Counted by bins, from which the masses follow: a heavy token that
+// would be in the sample is a maximum, and counts once.
+__device__ __noinline__ inline float floor_by_mass(SampleShared& s, float thread_largest, float largest,
+                                                   uint64_t share) {
   constexpr uint32_t kMaximum = 1u << 16;  // a bin's count of maxima, above its count of others
   static_assert(4 * kSampleThreads * kMaxSampleCluster < kMaximum);
   const Row row = s.row;
   const ClusterPart part = cluster_part();
-  clear_distances(s);
+  clear_guess(s);
   if (part.first < row.groups) {
-    atomicAdd(&s.distances[distance_bin(largest, thread_largest)], kMaximum);
+    count_guess(s, largest, thread_largest, kMaximum);
     const float4 v = group_values(row, part.first, false);
     for (const float z : {v.x, v.y, v.z, v.w}) {
-      if (z != thread_largest) atomicAdd(&s.distances[distance_bin(largest, z)], 1u);
+      if (z != thread_largest) count_guess(s, largest, z, 1);
     }
   }
-  add_distances(s);
-  const float each = fmaxf(1.0f, static_cast<float>(row.vocab) / static_cast<float>(4 * part.stride));
-  for (int i = static_cast<int>(threadIdx.x); i < kDistanceBins; i += kSampleThreads) {  // its own, as in add_distances
-    const auto counted = static_cast<uint32_t>(s.distance_totals[i]);
+  const uint32_t counted = total_guess(s);
+  if (threadIdx.x < kGuessBins) {
+    const float each = fmaxf(1.0f, static_cast<float>(row.vocab) / static_cast<float>(4 * part.stride));
     const float tokens = static_cast<float>(counted / kMaximum) + static_cast<float>(counted % kMaximum) * each;
-    const float distance = numerics::from_bits(static_cast<uint32_t>(kFirstDistance + i) << kDistanceShift);
-    s.distance_totals[i] = static_cast<uint64_t>(tokens * ex2(distance * -numerics::kLog2E) * 0x1p28f);
+    const float mass = ex2(guess_distance(static_cast<int>(threadIdx.x)) * -numerics::kLog2E);
+    s.distance_totals[threadIdx.x] = static_cast<uint64_t>(tokens * mass * 0x1p28f);
   }
-  __syncthreads();
-  return first_bin(s, {false, 0, share + ((uint64_t{1} << 32) - share) * 2 / 5, 0});
-}
-
-// A value that the tokens of distance bins up to `bin` reach, or nearly: a guess as the bin is.
-__device__ inline float bin_floor(float largest, int bin) {
-  if (bin >= kDistanceBins - 1) return kMinusInfinity;
-  const uint32_t distance = static_cast<uint32_t>(kFirstDistance + bin + 1) << kDistanceShift;
-  return numerics::fsub(largest, numerics::from_bits(distance));
+  const uint64_t goal = share + ((uint64_t{1} << 32) - share) * 2 / 5;
+  return guess_floor(largest, first_bin(s, kGuessBins, {false, 0, goal, 0}));
 }
 
 struct Collected {
@@ -156,7 +158,10 @@ struct Collected {
   uint32_t total;  // over the cluster
   int mine;        // in this CTA's list
   uint64_t all, listed;
+  bool gathered;  // the first CTA has all lists
 };
+// How many keys of each CTA the first one has place for.
+__device__ inline int gathered_share(const ClusterPart& part) { return kSortCapacity / part.size; }
 
 // Which tokens collect() lists: values from `floor` up with keys from `cutoff` up.
 struct Wanted {
@@ -164,6 +169,11 @@ struct Wanted {
   uint64_t cutoff;
 };
 
+__device__ inline void list_key(SampleShared& s, uint64_t key, float z, const Wanted& wanted) {
+  if (!(z >= wanted.floor) || key < wanted.cutoff) return;
+  const uint32_t at = atomicAdd(&s.list_count, 1u);
+  if (at < kListCapacity) s.list[at] = key;
+}
 // Lists the wanted ones of a group, by whatever lanes are there. Out of line, and without unrolled code, as all that
 // the streaming loops seldom need: what does not fit the instruction cache costs more than it does.
 __device__ __noinline__ inline void list_by_lane(SampleShared& s, const float4 z, int group, const Wanted wanted) {
@@ -171,11 +181,7 @@ __device__ __noinline__ inline void list_by_lane(SampleShared& s, const float4 z
   for (int j = 0; j < 4; j++) {
     const float v = j == 0 ? z.x : j == 1 ? z.y : j == 2 ? z.z : z.w;
     const int id = group * 4 + j;
-    if (!(v >= wanted.floor) || id >= s.row.vocab) continue;
-    const uint64_t key = numerics::candidate_key(v, static_cast<uint32_t>(id));
-    if (key < wanted.cutoff) continue;
-    const uint32_t at = atomicAdd(&s.list_count, 1u);
-    if (at < kListCapacity) s.list[at] = key;
+    if (id < s.row.vocab) list_key(s, numerics::candidate_key(v, static_cast<uint32_t>(id)), v, wanted);
   }
 }
 
@@ -188,44 +194,72 @@ __device__ inline float4 one_of(const float4 (&z)[kAhead], int u) {
   return v;
 }
 
+// Touched tokens are `none` here, where s.touched has them.
 template <typename Reader>
-__device__ float4 row_values(const Reader& reader, int group, const float4& y) {
+__device__ float4 row_values(const SampleShared& s, const Reader& reader, int group, const float4& y,
+                             const typename Reader::Marks& marks, float none) {
   if constexpr (Reader::kMarks) {
-    return group < reader.row.groups ? process_group(reader.row, group, y) : y;
+    if (group >= reader.row.groups) return y;
+    if (!touched_listed(s)) return process_group(reader.row, group, y);
+    const uint32_t keep = ~marks.touched(group);
+    const float4 z = times(masked(y, marks.allowed(group)), reader.factor);
+    return make_float4((keep & 1) != 0 ? z.x : none, (keep & 2) != 0 ? z.y : none, (keep & 4) != 0 ? z.z : none,
+                       (keep & 8) != 0 ? z.w : none);
   } else {
     return times(y, reader.factor);
   }
 }
+constexpr float kNoValue = __builtin_nanf("");  // reaches no floor, not even -infinity
 
-// Only what is wanted, from the blocks whose maximum reaches the floor; from all where maxima are not known.
+// f(key, value) for this thread's of the listed touched tokens.
+template <typename Reader, typename F>
+__device__ void for_each_touched(const SampleShared& s, const Reader&, F&& f) {
+  if constexpr (Reader::kMarks) {
+    if (!touched_listed(s)) return;
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < s.touched_count; i += kSampleThreads) f(s.touched[i], key_value(s.touched[i]));
+  }
+}
+
+// Only what is wanted, of all groups.
 template <typename Reader>
-__device__ void list_wanted(SampleShared& s, const Reader& reader, const ClusterPart& part, const Wanted& wanted,
-                            bool has_maxima) {
-  const Row& r = reader.row;
-  const int each = block_groups(r, part);
-  int block = 0;
-#pragma unroll 1
-  for (int first = part.first; first < r.groups; first += each * part.stride, block++) {
-    if (has_maxima && !(s.histogram.maxima[block][threadIdx.x] >= wanted.floor)) continue;
-#pragma unroll 1
-    for (int i = 0; i < each; i += kAhead) {
-      const int at = first + i * part.stride;
-      if (at >= r.groups) break;
-      float4 y[kAhead];
+__device__ void list_wanted(SampleShared& s, const Reader& reader, const ClusterPart& part, const Wanted& wanted) {
+  stream(reader, part, part.first, reader.row.groups, [&](int at, float4(&y)[kAhead], const auto& marks) {
+    uint32_t some = 0;
 #pragma unroll
-      for (int u = 0; u < kAhead; u++) y[u] = reader.load(at + u * part.stride);
-      uint32_t some = 0;
-#pragma unroll
-      for (int u = 0; u < kAhead; u++) {
-        y[u] = row_values(reader, at + u * part.stride, y[u]);
-        some |= largest_of(y[u]) >= wanted.floor ? 1u << u : 0;
-      }
-#pragma unroll 1
-      for (; some != 0; some &= some - 1) {
-        const int u = __ffs(static_cast<int>(some)) - 1;
-        list_by_lane(s, one_of(y, u), at + u * part.stride, wanted);
-      }
+    for (int u = 0; u < kAhead; u++) {
+      y[u] = row_values(s, reader, at + u * part.stride, y[u], marks[u], kNoValue);
+      some |= largest_of(y[u]) >= wanted.floor ? 1u << u : 0;
     }
+#pragma unroll 1
+    for (; some != 0; some &= some - 1) {
+      const int u = __ffs(static_cast<int>(some)) - 1;
+      list_by_lane(s, one_of(y, u), at + u * part.stride, wanted);
+    }
+  });
+}
+
+// The same by the last scan's maxima: only the blocks that reach the floor are read, a thread a group.
+template <typename Reader>
+__device__ void list_blocks(SampleShared& s, const Reader& reader, const ClusterPart& part, const Wanted& wanted) {
+  static_assert(kBlocks * kSampleThreads <= 1 << 16);
+  const Row& r = reader.row;
+  const int each = block_groups(r, part), t = static_cast<int>(threadIdx.x), before = part.first - t;
+  if (t == 0) s.block_count = 0;
+  __syncthreads();
+  for (int b = 0; b < kBlocks && part.first + b * each * part.stride < r.groups; b++) {
+    if (!(s.maxima[b][t] >= wanted.floor)) continue;
+    s.blocks[atomicAdd(&s.block_count, 1u)] = static_cast<uint16_t>(b * kSampleThreads + t);
+  }
+  __syncthreads();
+  const int count = static_cast<int>(s.block_count) * each;
+#pragma unroll 1
+  for (int i = t; i < count; i += kSampleThreads) {
+    const int from = s.blocks[i / each], b = from / kSampleThreads;
+    const int group = before + from % kSampleThreads + (b * each + i % each) * part.stride;
+    if (group >= r.groups) continue;
+    const float4 z = row_values(s, reader, group, reader.load(group), reader.marks(group), kNoValue);
+    if (largest_of(z) >= wanted.floor) list_by_lane(s, z, group, wanted);
   }
 }
 
@@ -233,7 +267,8 @@ __device__ void list_wanted(SampleShared& s, const Reader& reader, const Cluster
 struct MassSum {
   uint64_t sum = 0;
   uint32_t high = 0, low = 0;
-  __device__ void add(const MassHalves& m) {
+  __device__ void add(float p) {
+    const MassHalves m = mass_halves(p);
     high += m.high;
     low += m.low;
   }
@@ -243,8 +278,18 @@ struct MassSum {
   }
 };
 
-// Lists the marked ones of a warp's values: bit 4u + j of a lane's `marks` is its group first + u · stride, value j.
-__device__ inline void list_marked(SampleShared& s, const float4 (&z)[kAhead], int first, int stride, uint32_t marks) {
+// Lists those from `floor` up of a warp's values.
+__device__ inline void list_by_warp(SampleShared& s, const float4 (&z)[kAhead], int first, int stride, float floor) {
+  static_assert(4 * kAhead <= 32);
+  uint32_t marks = 0;  // bit 4u + j: of group first + u · stride, value j
+#pragma unroll
+  for (int u = 0; u < kAhead; u++) {
+    uint32_t bit = 1u << (4 * u);
+    for (const float v : {z[u].x, z[u].y, z[u].z, z[u].w}) {
+      if (v >= floor) marks |= bit;
+      bit *= 2;
+    }
+  }
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto mine = static_cast<uint32_t>(__popc(marks));
   uint32_t end = mine;
@@ -268,49 +313,48 @@ __device__ inline void list_marked(SampleShared& s, const float4 (&z)[kAhead], i
   }
 }
 
-// All masses, and a list of the values from `floor` up, which is above -infinity, with its masses.
+// This thread's part of all masses, and a list of the values from `floor` up, which is above -infinity. From the row's
+// end, where the last scan has left what is still in the L2.
 template <typename Reader>
-__device__ void list_and_sum(SampleShared& s, const Reader& reader, const ClusterPart& part, float largest, float floor,
-                             uint64_t& all_masses, uint64_t& listed_masses) {
-  static_assert(4 * kAhead <= 32);
+__device__ uint64_t list_and_sum(SampleShared& s, const Reader& reader, const ClusterPart& part, float largest,
+                                 float floor) {
   const Row& r = reader.row;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  MassSum all, listed;
+  const int all = (r.groups + part.stride - 1) / part.stride;
+  MassSum sum;
   int folded = 0;
-#pragma unroll 1
-  for (int first = part.first - lane; first < r.groups;
-       first += kAhead * part.stride) {  // a warp's lanes stay together
-    float4 z[kAhead];
-#pragma unroll
-    for (int u = 0; u < kAhead; u++) z[u] = reader.load(first + lane + u * part.stride);
-    uint32_t marks = 0;
+  const auto look = [&](int at, float4(&z)[kAhead], const auto& marks) {
+    float most = kMinusInfinity;
 #pragma unroll
     for (int u = 0; u < kAhead; u++) {
-      z[u] = row_values(reader, first + lane + u * part.stride, z[u]);
-      uint32_t bit = 1u << (4 * u);
-      for (const float v : {z[u].x, z[u].y, z[u].z, z[u].w}) {
-        const MassHalves m = mass_halves(ex2(numerics::relative_log2(v, largest)));
-        all.add(m);
-        if (v >= floor) {
-          listed.add(m);
-          marks |= bit;
-        }
-        bit *= 2;
-      }
+      z[u] = row_values(s, reader, at + u * part.stride, z[u], marks[u], kMinusInfinity);
+      for (const float v : {z[u].x, z[u].y, z[u].z, z[u].w}) sum.add(ex2(numerics::relative_log2(v, largest)));
+      most = fmaxf(most, largest_of(z[u]));
     }
-    if (__any_sync(kAllLanes, marks != 0) != 0) list_marked(s, z, first + lane, part.stride, marks);
-    if (++folded % 32 == 0) {
-      all.fold();
-      listed.fold();
-    }
+    if (__any_sync(kAllLanes, most >= floor) != 0) list_by_warp(s, z, at, part.stride, floor);
+    if (++folded % 32 == 0) sum.fold();
+  };
+#pragma unroll 1
+  for (int i = (all - 1) / kAhead * kAhead; i >= 0; i -= kAhead) {
+    stream(reader, part, part.first + i * part.stride, kAhead, look);
   }
-  all.fold();
-  listed.fold();
-  all_masses = all.sum;
-  listed_masses = listed.sum;
+  for_each_touched(s, reader, [&](uint64_t key, float z) {
+    sum.add(ex2(numerics::relative_log2(z, largest)));
+    list_key(s, key, z, {floor, 0});
+  });
+  sum.fold();
+  return sum.sum;
 }
 
-enum class Look { kList, kListAll, kMasses };  // by blocks' maxima; without them; all masses too
+// The mass of this thread's share of the CTA's list.
+__device__ inline uint64_t list_mass(const SampleShared& s, float largest) {
+  uint64_t sum = 0;
+  const int count = min(static_cast<int>(s.list_count), kListCapacity);
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kSampleThreads)
+    sum += mass(key_value(s.list[i]), largest);
+  return sum;
+}
+
+enum class Look { kList, kListAll, kMasses };  // by blocks' maxima; without them; with all masses
 
 __device__ __noinline__ inline Collected collect(SampleShared& s, int stage, bool raw, float largest,
                                                  const Wanted& wanted, Look look) {
@@ -320,21 +364,26 @@ __device__ __noinline__ inline Collected collect(SampleShared& s, int stage, boo
   __syncthreads();
   uint64_t all = 0, listed = 0;
   with_reader(row, raw, [&](const auto& reader) {
+    const bool lists = wanted.floor > kMinusInfinity;  // else all that there is, at -infinity too
     if (look == Look::kMasses) {
-      const bool lists = wanted.floor > kMinusInfinity;  // else all that there is, at -infinity too
-      list_and_sum(s, reader, part, largest, lists ? wanted.floor : -kMinusInfinity, all, listed);
+      all = list_and_sum(s, reader, part, largest, lists ? wanted.floor : -kMinusInfinity);
       if (lists) return;
-      list_wanted(s, reader, part, wanted, false);
-      listed = all;
-    } else {
-      list_wanted(s, reader, part, wanted, look == Look::kList);
     }
+    if (look == Look::kList && touched_listed(s)) {  // else the maxima lack the touched tokens
+      list_blocks(s, reader, part, wanted);
+    } else {
+      list_wanted(s, reader, part, wanted);
+    }
+    for_each_touched(s, reader, [&](uint64_t key, float z) { list_key(s, key, z, wanted); });
   });
   __syncthreads();
   const uint32_t count = s.list_count;
+  const int t = static_cast<int>(threadIdx.x), share = gathered_share(part);
+  if (t < share && t < static_cast<int>(count)) peer(s.gathered, 0)[part.rank * share + t] = s.list[t];
+  __syncthreads();
   if (look == Look::kMasses) {
+    listed = cta_sum(s, list_mass(s, largest));
     all = cta_sum(s, all);
-    listed = cta_sum(s, listed);
   }
   if (static_cast<int>(threadIdx.x) < part.size) {
     const int to = static_cast<int>(threadIdx.x);
@@ -346,7 +395,9 @@ __device__ __noinline__ inline Collected collect(SampleShared& s, int stage, boo
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint32_t counted = lane < part.size ? s.counts[stage][lane] : 0;
   Collected c;
-  c.fits = __reduce_max_sync(kAllLanes, counted) <= kListCapacity;
+  const uint32_t longest = __reduce_max_sync(kAllLanes, counted);
+  c.fits = longest <= kListCapacity;
+  c.gathered = longest <= static_cast<uint32_t>(share);
   c.total = __reduce_add_sync(kAllLanes, counted);
   c.mine = static_cast<int>(count);
   c.all = sum_over_ranks(s.sums[stage][0], part);
@@ -354,29 +405,34 @@ __device__ __noinline__ inline Collected collect(SampleShared& s, int stage, boo
   return c;
 }
 
-// The first CTA gets all lists, at most kSortCapacity keys, into s.sorted, descending. Every CTA calls
-// hopper::cluster_wait() before it ends or lists again.
-__device__ __noinline__ inline void sort_lists(SampleShared& s, int stage, int total) {
+static_assert(kSortCapacity <= kDistanceBins);
+// For the first CTA alone: what it has been given, descending, in s.sorted. A key's place is how many are above it; the
+// threads share the comparisons of each key.
+__device__ __noinline__ inline void sort_gathered(SampleShared& s, int stage, int total) {
   const ClusterPart part = cluster_part();
-  if (part.rank != 0) {
-    publish_arrive();
-    return;
-  }
-  const int i = static_cast<int>(threadIdx.x);
-  uint64_t key = 0;
-  if (i < total) {
-    int rank = 0, at = i;
-    for (; at >= static_cast<int>(s.counts[stage][rank]); rank++) at -= static_cast<int>(s.counts[stage][rank]);
-    key = peer(s.list, rank)[at];
-    s.unsorted[i] = key;
+  const int t = static_cast<int>(threadIdx.x), share = gathered_share(part), rank = t / share;
+  int at = t % share;
+  const bool has = rank < part.size && at < static_cast<int>(s.counts[stage][rank]);
+#pragma unroll 4
+  for (int r = 0; r < rank; r++) at += static_cast<int>(s.counts[stage][r]);
+  if (has) s.unsorted[at] = s.gathered[t];
+  if (t == 0 && total < kSortCapacity) s.unsorted[total] = 0;
+  s.distances[t] = 0;
+  __syncthreads();
+  const int keys = (max(total, 1) + 31) / 32 * 32, i = t % keys, first = t / keys, step = kSampleThreads / keys;
+  if (i < total && first < step) {
+    const uint64_t key = s.unsorted[i];
+    const auto* pairs = reinterpret_cast<const ulonglong2*>(s.unsorted);
+    uint32_t above = 0;
+#pragma unroll 4
+    for (int j = first; j < (total + 1) / 2; j += step) {
+      const ulonglong2 p = pairs[j];
+      above += (p.x > key ? 1 : 0) + (p.y > key ? 1 : 0);
+    }
+    atomicAdd(&s.distances[i], above);
   }
   __syncthreads();
-  publish_arrive();
-  if (i < total) {
-    int above = 0;
-    for (int j = 0; j < total; j++) above += s.unsorted[j] > key ? 1 : 0;
-    s.sorted[above] = key;
-  }
+  if (t < total) s.sorted[s.distances[t]] = s.unsorted[t];
   __syncthreads();
 }
 
@@ -385,29 +441,29 @@ __device__ inline void add_to_bin(SampleShared& s, bool by_mass, uint32_t bin, u
   const uint32_t same = __match_any_sync(active, bin);
   const bool leader = static_cast<int>(threadIdx.x) % 32 == __ffs(static_cast<int>(same)) - 1;
   if (!by_mass) {
-    if (leader) atomicAdd(&s.histogram.numbers[bin], static_cast<uint32_t>(__popc(same)));
+    if (leader) atomicAdd(&s.numbers[bin], static_cast<uint32_t>(__popc(same)));
     return;
   }
   const uint64_t low = __reduce_add_sync(same, static_cast<uint32_t>(m) & 0x3fffff);
   const uint64_t high = __reduce_add_sync(same, static_cast<uint32_t>(m >> 22));
   if (leader) {
-    atomicAdd(reinterpret_cast<unsigned long long*>(&s.histogram.masses[bin]),
+    atomicAdd(reinterpret_cast<unsigned long long*>(&s.masses[bin]),
               static_cast<unsigned long long>(low + (high << 22)));
   }
 }
 
 // The key of the last token before the goal is passed, in the order of keys descending. Digits of the key from the top:
 // a histogram of each, over the cluster, of the tokens that share the digits found before.
-__device__ __noinline__ inline uint64_t find_cut(SampleShared& s, const Source& source, float largest,
-                                                 const CutGoal& goal) {
+__device__ __noinline__ inline uint64_t find_cut(SampleShared& s, bool raw, float largest, const CutGoal& goal) {
   const Row row = s.row;
   const ClusterPart part = cluster_part();
+  const Source source{false, 0, raw};
   constexpr int kLevels = 5;
   constexpr int kShift[kLevels] = {53, 42, 32, 9, 0}, kBits[kLevels] = {11, 11, 10, 10, 9};
   uint64_t prefix = 0, before = 0;
   for (int level = 0; level < kLevels; level++) {
     const int shift = kShift[level], bins = 1 << kBits[level], above = shift + kBits[level];
-    for (int i = static_cast<int>(threadIdx.x); i < kHistogramBins; i += kSampleThreads) s.histogram.masses[i] = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < kHistogramBins; i += kSampleThreads) s.masses[i] = 0;
     __syncthreads();
     for_each_token(s, row, part, source, [&](uint64_t key, float z) {
       if (level > 0 && (key >> above) != (prefix >> above)) return;
@@ -424,7 +480,7 @@ __device__ __noinline__ inline uint64_t find_cut(SampleShared& s, const Source& 
       if (bin < 0) continue;
 #pragma unroll 8
       for (int r = 0; r < part.size; r++) {
-        sums[j] += goal.by_mass ? *peer(&s.histogram.masses[bin], r) : *peer(&s.histogram.numbers[bin], r);
+        sums[j] += goal.by_mass ? *peer(&s.masses[bin], r) : *peer(&s.numbers[bin], r);
       }
       mine += sums[j];
     }
@@ -457,8 +513,7 @@ __device__ __noinline__ inline Cut find_cut_in_lists(SampleShared& s, int count,
   const int t = static_cast<int>(threadIdx.x);
   constexpr int kLimb = 15;  // a bin's sum of limbs over a list stays below 2^32
   constexpr uint32_t kMask = (1u << kLimb) - 1;
-  for (int i = t; i < 3 * kDistanceBins; i += kSampleThreads)
-    s.histogram.limbs[i / kDistanceBins][i % kDistanceBins] = 0;
+  for (int i = t; i < 3 * kDistanceBins; i += kSampleThreads) s.limbs[i / kDistanceBins][i % kDistanceBins] = 0;
   if (t == 0) s.threshold_bin = 0;
   __syncthreads();
 #pragma unroll 1
@@ -466,24 +521,24 @@ __device__ __noinline__ inline Cut find_cut_in_lists(SampleShared& s, int count,
     const float z = key_value(s.list[i]);
     const uint64_t w = goal.weight(z, largest);
     const int bin = distance_bin(largest, z);
-    atomicAdd(&s.histogram.limbs[0][bin], static_cast<uint32_t>(w) & kMask);
+    atomicAdd(&s.limbs[0][bin], static_cast<uint32_t>(w) & kMask);
     if (!goal.by_mass) continue;
-    atomicAdd(&s.histogram.limbs[1][bin], static_cast<uint32_t>(w >> kLimb) & kMask);
-    atomicAdd(&s.histogram.limbs[2][bin], static_cast<uint32_t>(w >> 2 * kLimb));
+    atomicAdd(&s.limbs[1][bin], static_cast<uint32_t>(w >> kLimb) & kMask);
+    atomicAdd(&s.limbs[2][bin], static_cast<uint32_t>(w >> 2 * kLimb));
   }
   hopper::cluster_sync();
   for (int i = t; i < kDistanceBins; i += kSampleThreads) {
     uint64_t total = 0;
 #pragma unroll 4
     for (int r = 0; r < part.size; r++) {
-      total += *peer(&s.histogram.limbs[0][i], r);
-      total += static_cast<uint64_t>(*peer(&s.histogram.limbs[1][i], r)) << kLimb;
-      total += static_cast<uint64_t>(*peer(&s.histogram.limbs[2][i], r)) << 2 * kLimb;
+      total += *peer(&s.limbs[0][i], r);
+      total += static_cast<uint64_t>(*peer(&s.limbs[1][i], r)) << kLimb;
+      total += static_cast<uint64_t>(*peer(&s.limbs[2][i], r)) << 2 * kLimb;
     }
     s.distance_totals[i] = total;
   }
   if (t == 0) s.list_count = 0;
-  const int bin = first_bin(s, goal);
+  const int bin = first_bin(s, kDistanceBins, goal);
   const uint64_t before = s.found_before;
 #pragma unroll 1
   for (int i = t; i < count; i += kSampleThreads) {
@@ -502,12 +557,12 @@ __device__ __noinline__ inline Cut find_cut_in_lists(SampleShared& s, int count,
   }
   const bool fits = total <= kSortCapacity;
   uint64_t key = 0;
-  if (fits && t < total) s.pulled[t] = key = peer(s.unsorted, rank)[at];
+  if (fits && t < total) s.gathered[t] = key = peer(s.unsorted, rank)[at];
   hopper::cluster_sync();
   if (!fits) return {false, 0};
   if (t < total) {
     int above = 0;
-    for (int j = 0; j < total; j++) above += s.pulled[j] > key ? 1 : 0;
+    for (int j = 0; j < total; j++) above += s.gathered[j] > key ? 1 : 0;
     s.sorted[above] = key;
   }
   __syncthreads();
@@ -517,14 +572,14 @@ __device__ __noinline__ inline Cut find_cut_in_lists(SampleShared& s, int count,
   return {true, s.sorted[kept - 1]};
 }
 
-// The cut of a goal over the row, or over lists that hold it.
-__device__ inline uint64_t cut(SampleShared& s, const Source& source, float largest, const CutGoal& goal) {
-  const ClusterPart part = cluster_part();
+// The cut of a goal over lists that hold it, or over the row; then the lists are lost.
+__device__ inline uint64_t cut(SampleShared& s, Source& source, float largest, const CutGoal& goal) {
   if (source.list) {
     const Cut c = find_cut_in_lists(s, source.count, largest, goal);
     if (c.found) return c.key;
+    source.list = false;
   }
-  return find_cut(s, source, largest, goal);
+  return find_cut(s, source.raw, largest, goal);
 }
 
 // The mass of the tokens from the cutoff up, over the cluster.
@@ -538,10 +593,10 @@ __device__ __noinline__ inline uint64_t mass_from(SampleShared& s, const Source&
   });
   sum = cta_sum(s, sum);
   if (static_cast<int>(threadIdx.x) < part.size) {
-    *peer(&s.sums[1][0][part.rank], static_cast<int>(threadIdx.x)) = sum;
+    *peer(&s.sums[kMassStage][0][part.rank], static_cast<int>(threadIdx.x)) = sum;
   }
   publish();
-  return sum_over_ranks(s.sums[1][0], part);
+  return sum_over_ranks(s.sums[kMassStage][0], part);
 }
 
 }  // namespace isobit::cuda
