@@ -19,7 +19,7 @@ namespace isobit::cli {
 namespace {
 
 struct DecoderFlags {
-  std::string shape = "llama-1b", device = "auto";
+  std::string shape = "llama-1b", device = "auto", kv_cache_dtype = "auto";
   int threads = 0;
   int32_t batch = 1, context = 1024, prefill = 0, repetitions = 20, steps = 20, page_size = 64;
   bool fp8 = false, json = false, profile = false, engine = false;
@@ -104,7 +104,9 @@ class LeavingOut final : public Backend {
 class Step {
  public:
   Step(Backend& backend, const Checkpoint& file, const DecoderFlags& f)
-      : backend_(backend), f_(f), config_(read_config(file)) {
+      : backend_(backend),
+        f_(f),
+        config_(read_config(file, ComputeType::kAuto, parse_kv_cache_type(f.kv_cache_dtype))) {
     const bool prefill = f.prefill > 0;
     shape_.tokens = backend.bucket(prefill ? f.prefill : f.batch);
     shape_.requests = backend.bucket(prefill ? 1 : f.batch);
@@ -170,11 +172,13 @@ class Step {
     uint32_t n = 0;
     for (uint16_t& x : noise) {
       const uint32_t r = numerics::philox4x32(1, {{n++, 0, 0, 0}}).w[0];
-      x = static_cast<uint16_t>((r & 0x8000) | 0x3e80 | (r >> 16 & 0xff));  // ±0.25 to ±1
+      // ±0.25 to ±1: one bf16, or two e4m3.
+      x = static_cast<uint16_t>(config_.fp8_cache ? (r & 0x8080) | 0x2828 | (r >> 16 & 0x0f0f)
+                                                  : (r & 0x8000) | 0x3e80 | (r >> 16 & 0xff));
     }
     for (int64_t layer = 0; layer < config_.layer_count(); layer++) {
       const KvCacheView& v = pages_->layer(layer);
-      const size_t bytes = static_cast<size_t>(v.pages * v.page_elements()) * 2;
+      const size_t bytes = dtype_bytes(v.type, static_cast<size_t>(v.pages * v.page_elements()));
       for (void* base : {v.k, v.v}) {
         for (size_t at = 0; at < bytes; at += noise.size() * 2) {
           backend_.upload(static_cast<std::byte*>(base) + at, noise.data(), std::min(bytes - at, noise.size() * 2));
@@ -330,6 +334,7 @@ int bench_engine(DecoderFlags f) {
   o.max_requests = f.batch;
   o.tokens_per_step = std::max(kTokensPerStep, f.batch);
   o.page_size = f.page_size;
+  o.kv_cache = parse_kv_cache_type(f.kv_cache_dtype);
   Engine engine(make_backend({f.device, f.threads, {}}), file, o);
   const EngineTime whole = time_engine(engine, f);
   engine.fail_all("enough was measured");
@@ -338,7 +343,8 @@ int bench_engine(DecoderFlags f) {
   Step step(backend, *file, f);
   constexpr uint32_t kApart = 1U << 16;  // a graph of its own, not the engine's
   const double alone = time_step(backend, step, f, kApart);
-  const std::string name = fmt::format("{}{}-b{}", f.shape, f.fp8 ? "-fp8" : "", f.batch);
+  const std::string name =
+      fmt::format("{}{}{}-b{}", f.shape, f.fp8 ? "-fp8" : "", step.config().fp8_cache ? "-kv8" : "", f.batch);
   report(f, "engine-idle-" + name, whole.us, alone,
          fmt::format("{:.1f} us from step to step, {:.1f} us the step alone: idle {:.1f}% (context {})", whole.us,
                      alone, 100 * (1 - alone / whole.us), whole.context));
@@ -363,7 +369,7 @@ int bench_decoder(const DecoderFlags& f) {
   Step step(backend, *file, f);
   const double median = time_step(backend, step, f, 0), floor = floor_us(step.config(), f);
   check_repeats(step, f);
-  const std::string shape = f.shape + (f.fp8 ? "-fp8" : "");
+  const std::string shape = f.shape + (f.fp8 ? "-fp8" : "") + (step.config().fp8_cache ? "-kv8" : "");
   const std::string name = f.prefill > 0 ? fmt::format("{}-prefill-{}", shape, f.prefill)
                                          : fmt::format("{}-decode-b{}-ctx{}", shape, f.batch,
                                                        f.context % 1024 == 0 ? fmt::format("{}k", f.context / 1024)
@@ -401,6 +407,8 @@ void add_bench_decoder(CLI::App& bench, Command& command) {
       ->check(CLI::Range(1, 1000));
   sub->add_option("--steps", f->steps, "Steps in a timing")->capture_default_str()->check(CLI::Range(1, 1000));
   sub->add_flag("--fp8", f->fp8, "Block-scaled FP8 matrices in the layers");
+  sub->add_option("--kv-cache-dtype", f->kv_cache_dtype, "auto, or fp8 for keys and values in e4m3")
+      ->capture_default_str();
   sub->add_flag("--engine", f->engine,
                 "Decode through a real engine instead: how long the device idles between steps, and a sampling call");
   sub->add_flag("--profile", f->profile, "Also leave each operator out in turn: how much shorter is the step?");

@@ -74,6 +74,7 @@ class Throughput {
     o.tokens_per_step = std::max(f.tokens_per_step, o.max_requests);
     o.page_size = f.page_size;
     o.compute = parse_compute_type(f.model.dtype);
+    o.kv_cache = parse_kv_cache_type(f.model.kv_cache_dtype);
     f.speculation.apply(o);
     // A page for every token: on a GPU that is benchmarked nothing else wants its memory.
     const int64_t whole = (int64_t{o.context} + f.page_size - 1) / f.page_size * o.max_requests;

@@ -47,7 +47,7 @@ void add_show(CLI::App& app, Command& command);
 
 // Flags that several commands share.
 struct ModelFlags {
-  std::string model = "smollm2", device = "auto", dtype = "auto", simd;
+  std::string model = "smollm2", device = "auto", dtype = "auto", kv_cache_dtype = "auto", simd;
   int threads = 0;
   int32_t context = 0;
   void add(CLI::App& app);

@@ -93,6 +93,10 @@ void ModelFlags::add(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--dtype", dtype, "What to compute in: bf16, f16, or auto: what the model is in; it moves bits")
       ->capture_default_str();
+  app.add_option("--kv-cache-dtype", kv_cache_dtype,
+                 "What to keep keys and values in: auto (as --dtype), bf16, f16, or fp8 (e4m3): half the memory; it "
+                 "moves bits")
+      ->capture_default_str();
   app.add_option("--simd", simd, "SIMD target on the CPU (scalar, sse4, avx2, avx512, neon); the bits are the same");
 }
 
@@ -135,6 +139,7 @@ std::unique_ptr<Session> open_session(const ModelFlags& flags, EngineOptions opt
   const std::string path = resolve_model(flags.model);
   options.context = flags.context;
   options.compute = parse_compute_type(flags.dtype);
+  options.kv_cache = parse_kv_cache_type(flags.kv_cache_dtype);
   const auto start = std::chrono::steady_clock::now();
   bool shown = false;
   const bool terminal = stderr_is_terminal();

@@ -21,6 +21,7 @@ int replay_receipt(ReplayFlags& f) {
   const auto needed = static_cast<int64_t>(receipt.prompt.size() + receipt.tokens.size());
   if (f.model.context == 0) f.model.context = static_cast<int32_t>(std::max(needed, receipt.least_context));
   if (f.model.dtype == "auto") f.model.dtype = receipt.compute;
+  if (f.model.kv_cache_dtype == "auto") f.model.kv_cache_dtype = receipt.kv_cache;
   const auto session = open_session(f.model, engine);
   const auto grammar = receipt.constraint ? session->grammar(*receipt.constraint) : nullptr;
   const auto difference = replay(session->engine(), receipt, grammar);

@@ -7,6 +7,7 @@
 
 #include "cli/cli.h"
 #include "engine/digests.h"
+#include "engine/receipt.h"
 #include "models/registry.h"
 #include "numerics/contract.h"
 
@@ -149,11 +150,15 @@ int digests(VerifyFlags& f) {
             f.against, known.value("contract", "?"), numerics::kContractVersion);
     require(known.value("model_digest", "") == session->engine().file().digest(), "{}: made with model {}, this is {}",
             f.against, known.value("model_digest", "?"), session->engine().file().digest());
+    require(known.value("kv_cache", "auto") == kv_cache_name(session->engine()),
+            "{}: made with --kv-cache-dtype {}, this is {}", f.against, known.value("kv_cache", "auto"),
+            kv_cache_name(session->engine()));
     f.options.decode_tokens = known.value("decode_tokens", f.options.decode_tokens);
     f.options.seed = known.value("seed", f.options.seed);
   }
   nlohmann::json j = {{"contract", numerics::kContractVersion},
                       {"model_digest", session->engine().file().digest()},
+                      {"kv_cache", kv_cache_name(session->engine())},
                       {"device", session->engine().backend().info().description},
                       {"decode_tokens", f.options.decode_tokens},
                       {"seed", f.options.seed},
@@ -233,6 +238,8 @@ int verify(VerifyFlags& f) {
   engine.max_requests = 1;
   std::vector<VerifyPrompt> prompts;
   BackendInfo device;
+  f.options.compute = engine.compute = parse_compute_type(f.model.dtype);
+  f.options.kv_cache = engine.kv_cache = parse_kv_cache_type(f.model.kv_cache_dtype);
   {
     Session session(path, f.model.device_options(), engine);
     prompts = choose_prompts(session, f);

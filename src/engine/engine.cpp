@@ -135,7 +135,7 @@ struct Engine::Flight {
 Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoint> file, const EngineOptions& options)
     : options_(options),
       file_(std::move(file)),
-      config_(read_config(*file_, options.compute)),
+      config_(read_config(*file_, options.compute, options.kv_cache)),
       backend_(std::move(backend)) {
   EngineOptions& o = options_;
   require(o.context >= 0, "context is {}; it must be positive, or 0 for the default", o.context);

@@ -34,6 +34,7 @@ struct EngineOptions {
   std::shared_ptr<const Checkpoint> draft_file;  // a model of the same vocabulary that drafts where the text does not
   std::optional<bool> ahead;                 // start a step before the last one's results are seen; none: where it pays
   ComputeType compute = ComputeType::kAuto;  // bf16 or f16; auto: what the model is in
+  KvCacheType kv_cache = KvCacheType::kAuto;
   Progress progress;                         // while weights load
 };
 

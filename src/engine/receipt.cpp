@@ -50,9 +50,11 @@ std::string hex(uint64_t digest) { return fmt::format("{:016x}", digest); }
 
 std::string compute_name(const Engine& engine) { return engine.config().type == DType::kF16 ? "f16" : "bf16"; }
 
+std::string kv_cache_name(const Engine& engine) { return engine.config().fp8_cache ? "fp8" : "auto"; }
+
 std::string fingerprint(const Engine& engine) {
-  return fmt::format("{}/{}/{}{}", numerics::kContractVersion, engine.file().digest(), compute_name(engine),
-                     least_context(engine) > 0 ? "/long" : "");
+  return fmt::format("{}/{}/{}{}{}", numerics::kContractVersion, engine.file().digest(), compute_name(engine),
+                     engine.config().fp8_cache ? "/kv-fp8" : "", least_context(engine) > 0 ? "/long" : "");
 }
 
 Receipt make_receipt(const Engine& engine, const Request& request, const std::vector<TokenOutput>& tokens) {
@@ -61,6 +63,7 @@ Receipt make_receipt(const Engine& engine, const Request& request, const std::ve
   r.model = engine.config().name;
   r.model_digest = engine.file().digest();
   r.compute = compute_name(engine);
+  r.kv_cache = kv_cache_name(engine);
   r.least_context = least_context(engine);
   r.prompt = request.prompt;
   r.sampling = request.sampling;
@@ -78,6 +81,7 @@ std::string receipt_json(const Receipt& r) {
                    {"model", r.model},
                    {"model_digest", r.model_digest},
                    {"compute", r.compute},
+                   {"kv_cache", r.kv_cache},
                    {"device", r.device},
                    {"sampling", sampling_json(r.sampling)},
                    {"prompt", r.prompt},
@@ -98,6 +102,7 @@ Receipt read_receipt(const std::string& json) {
     j.at("model").get_to(r.model);
     j.at("model_digest").get_to(r.model_digest);
     j.at("compute").get_to(r.compute);
+    r.kv_cache = j.value("kv_cache", std::string("auto"));
     r.least_context = j.value("least_context", int64_t{0});
     j.at("device").get_to(r.device);
     j.at("prompt").get_to(r.prompt);
@@ -128,6 +133,9 @@ std::optional<ReceiptDifference> replay(Engine& engine, const Receipt& receipt,
   require(receipt.compute == compute_name(engine),
           "the receipt was computed in {}, this engine computes in {}: use --dtype {}", receipt.compute,
           compute_name(engine), receipt.compute);
+  require(receipt.kv_cache == kv_cache_name(engine),
+          "the receipt's keys and values were cached as '{}', this engine's are as '{}': use --kv-cache-dtype {}",
+          receipt.kv_cache, kv_cache_name(engine), receipt.kv_cache);
   require(receipt.least_context == least_context(engine),
           "the receipt was made with LongRoPE's {} frequencies, a context of {} takes the others: use --context {}",
           receipt.least_context > 0 ? "long" : "short", engine.options().context,

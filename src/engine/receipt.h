@@ -11,6 +11,7 @@ namespace isobit {
 struct Receipt {
   std::string contract, model, model_digest;
   std::string compute;        // "bf16" or "f16", what the model was computed in: it moves bits
+  std::string kv_cache = "auto";  // or "fp8": so do its keys and values
   int64_t least_context = 0;  // an engine of a shorter one has other bits; 0: any does
   std::string device;         // for people: the bits do not depend on it
   std::vector<int32_t> prompt, tokens;
@@ -26,8 +27,11 @@ Receipt make_receipt(const Engine& engine, const Request& request, const std::ve
 // What an engine computes in, as --dtype names it.
 std::string compute_name(const Engine& engine);
 
-// All that an answer's bits depend on besides the request: contract version, model digest, compute type, and "long"
-// where LongRoPE's long frequencies are in use.
+// What it caches keys and values in, as --kv-cache-dtype names it: "auto" where they have the compute type.
+std::string kv_cache_name(const Engine& engine);
+
+// All that an answer's bits depend on besides the request: contract version, model digest, compute type, "kv-fp8" with
+// an FP8 cache, and "long" where LongRoPE's long frequencies are in use.
 std::string fingerprint(const Engine& engine);
 
 std::string receipt_json(const Receipt& receipt);

@@ -191,6 +191,8 @@ std::unique_ptr<Engine> Verifier::make_engine(const VerifySetting& setting,
   o.tokens_per_step = std::max(512, setting.batch);
   o.chunk = setting.chunk;
   o.prefix_cache = setting.cache;
+  o.compute = options_.compute;
+  o.kv_cache = options_.kv_cache;
   if (setting.starve_cache) o.pages = static_cast<int32_t>(longest / o.page_size + 3);
   return std::make_unique<Engine>(factory_(setting.backend), file_, o);
 }

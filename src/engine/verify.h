@@ -29,6 +29,8 @@ struct VerifyOptions {
   uint64_t seed = 42;
   std::vector<int32_t> batches = {1, 2, 7, 32};
   std::vector<int32_t> chunks = {1, 16, 64, 37};
+  ComputeType compute = ComputeType::kAuto;
+  KvCacheType kv_cache = KvCacheType::kAuto;
 };
 
 // One way of running the prompts. `backend` names which of the caller's backends to use.

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "models/config_reader.h"
+#include "models/kv_cache_config.h"
 #include "numerics/contract.h"
 #include "numerics/ieee.h"
 
@@ -73,7 +74,7 @@ ComputeType parse_compute_type(std::string_view name) {
 size_t ModelConfig::kv_bytes_per_token() const {
   size_t elements = 0;
   for (const LayerConfig& l : layers) elements += static_cast<size_t>(2 * l.kv_columns());
-  return dtype_bytes(type, elements);
+  return dtype_bytes(cache_type(), elements);
 }
 
 int32_t ModelConfig::longest_window() const {
@@ -85,7 +86,7 @@ int32_t ModelConfig::longest_window() const {
 size_t ModelConfig::window_kv_bytes_per_token() const {
   size_t elements = 0;
   for (const LayerConfig& l : layers) elements += l.window > 0 ? static_cast<size_t>(2 * l.kv_columns()) : 0;
-  return dtype_bytes(type, elements);
+  return dtype_bytes(cache_type(), elements);
 }
 
 int64_t ModelConfig::least_context(int64_t engines) const {
@@ -103,10 +104,11 @@ std::string supported_architectures() {
   return fmt::format("{}", fmt::join(all, ", "));
 }
 
-ModelConfig read_config(const Checkpoint& file, ComputeType type) {
+ModelConfig read_config(const Checkpoint& file, ComputeType type, KvCacheType cache) {
   ModelConfig c = file.document("config.json") ? read_hf_config(file) : read_gguf_config(file);
   c.type = type == ComputeType::kAuto ? own_type(file) : type == ComputeType::kF16 ? DType::kF16 : DType::kBF16;
   check(file, c);
+  set_kv_cache(file, cache, c);
   return c;
 }
 

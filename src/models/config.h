@@ -19,6 +19,11 @@ enum class ComputeType : uint8_t { kAuto, kBF16, kF16 };
 // "auto", "bf16", "f16". Throws Error(kInvalidArgument) for anything else.
 ComputeType parse_compute_type(std::string_view name);
 
+// What keys and values are cached in: what the model computes in (which may be named), or FP8, e4m3 with scales (N21).
+enum class KvCacheType : uint8_t { kAuto, kBF16, kF16, kFp8 };
+// "auto", "bf16", "f16", "fp8" or "fp8_e4m3". Throws Error(kInvalidArgument) for anything else.
+KvCacheType parse_kv_cache_type(std::string_view name);
+
 // One rotary table; frequencies already hold whatever scaling the file asks for (N25).
 struct RopeConfig {
   int32_t dim = 0;  // leading elements of a head that turn
@@ -39,6 +44,7 @@ struct LayerConfig {
   int32_t window = 0;  // a token sees itself and the window - 1 before it; 0: all before it
   int32_t rope = 0;    // index of ModelConfig::ropes; -1: no rotation
   float attention_scale = 1.0f;
+  std::vector<float> k_scale, v_scale;  // of an FP8 cache, a KV head each
 
   int64_t q_columns() const { return static_cast<int64_t>(q_heads) * head_dim; }
   int64_t kv_columns() const { return static_cast<int64_t>(kv_heads) * head_dim; }
@@ -65,9 +71,11 @@ struct ModelConfig {
   bool weights_less_one = false;  // norm weights are stored as their difference from 1
   bool tied = false;              // the LM head is the embedding table
   DType type = DType::kBF16;
+  bool fp8_cache = false;
   TensorNames names;
 
   int64_t layer_count() const { return static_cast<int64_t>(layers.size()); }
+  DType cache_type() const { return fp8_cache ? DType::kF8E4M3 : type; }
   size_t kv_bytes_per_token() const;
   int32_t longest_window() const;            // of all layers; 0: none has one
   size_t window_kv_bytes_per_token() const;  // of kv_bytes_per_token(), those of layers with a window
@@ -78,7 +86,8 @@ struct ModelConfig {
 
 // Reads a file's metadata (GGUF) or config.json. Throws Error kUnsupported for an architecture that no family describes
 // (naming those that are) and for what no family runs, kBadFile for values that are missing or contradict the tensors.
-ModelConfig read_config(const Checkpoint& file, ComputeType type = ComputeType::kAuto);
+ModelConfig read_config(const Checkpoint& file, ComputeType type = ComputeType::kAuto,
+                        KvCacheType cache = KvCacheType::kAuto);
 
 // "llama, qwen2, …"
 std::string supported_architectures();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "models/kv_cache_config.h"
 #include "numerics/dequantize.h"
 #include "numerics/ieee.h"
 #include "numerics/rope.h"
@@ -26,12 +27,29 @@ KvPages::KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int
     view.kv_heads = layer.kv_heads;
     view.page_size = page_size;
     view.head_dim = layer.head_dim;
-    view.type = config.type;
-    const size_t plane = dtype_bytes(config.type, static_cast<size_t>(view.pages * view.page_elements()));
+    view.type = config.cache_type();
+    const size_t plane = dtype_bytes(view.type, static_cast<size_t>(view.pages * view.page_elements()));
     view.k = at;
     view.v = at + plane;
     at += 2 * plane;
     views_.push_back(view);
+  }
+  if (config.fp8_cache) set_scales(backend, config);
+}
+
+// Of all layers in turn, k's before v's.
+void KvPages::set_scales(Backend& backend, const ModelConfig& config) {
+  std::vector<float> all;
+  for (const LayerConfig& layer : config.layers) {
+    for (const auto* s : {&layer.k_scale, &layer.v_scale}) all.insert(all.end(), s->begin(), s->end());
+  }
+  scales_ = backend.allocate(all.size() * sizeof(float), "the KV cache's scales");
+  backend.upload(scales_.data(), all.data(), scales_.bytes());
+  const float* at = scales_.data<float>();
+  for (KvCacheView& view : views_) {
+    view.k_scale = at;
+    view.v_scale = at + view.kv_heads;
+    at += 2 * view.kv_heads;
   }
 }
 
@@ -97,7 +115,7 @@ class Decoder::Loader {
     const std::string& prefix = decoder_.config_.names.layer;
     for (const Tensor& t : file_.tensors()) {
       if (!t.name.starts_with(prefix) || used_.contains(t.name) || t.name.ends_with("rotary_emb.inv_freq")) continue;
-      if (t.name.ends_with(kScaleSuffix)) continue;  // goes with its matrix
+      if (t.name.ends_with(kScaleSuffix) || is_kv_scale(t.name)) continue;  // go with a matrix; with an FP8 cache
       throw fail(ErrorCode::kUnsupported,
                  "{}: tensor {} is not part of {} as isobit runs it; the model would be wrong "
                  "without it",

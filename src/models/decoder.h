@@ -52,7 +52,9 @@ class KvPages {
   size_t bytes() const { return buffer_.bytes(); }
 
  private:
-  Buffer buffer_;
+  void set_scales(Backend& backend, const ModelConfig& config);
+
+  Buffer buffer_, scales_;
   std::vector<KvCacheView> views_;
   int64_t pages_, window_pages_;
   int32_t page_size_;

@@ -6,7 +6,7 @@
 
 namespace isobit::numerics {
 
-// An element for an FP8 cache whose head has this scale, positive and finite: the nearest e4m3 of x / scale, saturated.
+// An element for an FP8 cache whose head has this scale, of 2^-64 to 2^64: the nearest e4m3 of x / scale, saturated.
 // `finite` is cleared where x is not finite; such an element is stored as +0.
 ISOBIT_HD uint8_t cache_e4m3(float x, float scale, bool& finite) {
   if ((bits(x) & kInf32) != kInf32) return e4m3_value(x, scale);

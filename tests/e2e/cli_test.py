@@ -332,6 +332,24 @@ class Run(Case):
         self.assertIn(first["bits"], err)
         self.assertNotEqual(self.run_json("The same", "-n", "24", "--seed", "12", "--ignore-eos")["bits"], first["bits"])
 
+    def test_an_fp8_cache(self):
+        words = ["The same", "-n", "24", "--seed", "11", "--ignore-eos"]
+        fp8 = [*words, "--kv-cache-dtype", "fp8"]
+        bits = self.run_json(*fp8)["bits"]
+        self.assertNotEqual(bits, self.run_json(*words)["bits"])
+        for more in (["-t", "1"], ["--simd", "scalar"], ["-c", "300"]):
+            self.assertEqual(self.run_json(*fp8, *more)["bits"], bits, more)
+        self.assertEqual(self.run_json(*words, "--kv-cache-dtype", "fp8_e4m3")["bits"], bits)
+        path = str(self.path / "fp8.json")
+        self.run_json(*fp8, "--receipt", path)
+        self.assertIn("Equal", self.isobit("replay", path, "-m", self.model)[0])
+        self.isobit("replay", path, "-m", self.model, "--kv-cache-dtype", "bf16", code=USAGE, says=["--kv-cache-dtype fp8"])
+        out, _ = self.isobit("verify", self.model, "--quick", "-n", "3", "--kv-cache-dtype", "fp8", "--prompts",
+                             self.write("p.txt", "Hi\n"))
+        self.assertIn("All equal", out)
+        self.isobit("run", "-m", self.model, "--kv-cache-dtype", "int4", "hi", code=USAGE, says=["'int4'", "fp8"])
+        self.isobit("run", "-m", self.model, "--kv-cache-dtype", "f16", "hi", code=USAGE, says=["f16", "--dtype"])
+
     def test_a_drawn_seed_is_reported_and_repeats(self):
         a, b = (self.run_json("hi", "-n", "16", "--ignore-eos") for _ in range(2))
         self.assertNotEqual(a["seed"], b["seed"])

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/receipt.h"
 #include "engine/tiny_model.h"
 #include "engine/trail.h"
 #include "weights/expect_error.h"
@@ -329,6 +330,29 @@ TEST_F(EngineTest, RefusesADraftModelOfAnotherVocabulary) {
 
 // The youngest gives its pages up, in vain: the one that took them cannot go on either. The step that follows holds
 // nobody without pages.
+TEST_F(EngineTest, AnFp8CacheMovesBitsAndSaysSo) {
+  EngineOptions o;
+  o.pages = 40;
+  const auto plain = engine(o);
+  o.kv_cache = KvCacheType::kFp8;
+  const auto whole = engine(o);
+  o.chunk = 7;
+  o.max_requests = 3;
+  const auto chunked = engine(o);
+  Request r = request(70, 6);
+  r.digest_logits = true;
+  const Receipt before = make_receipt(*plain, r, finish(*plain, r).tokens),
+                receipt = make_receipt(*whole, r, finish(*whole, r).tokens);
+  EXPECT_EQ(2 * whole->kv_bytes(), plain->kv_bytes());
+  EXPECT_NE(receipt.logits, before.logits);
+  EXPECT_EQ(fingerprint(*whole), fingerprint(*plain) + "/kv-fp8");
+  const Receipt read = read_receipt(receipt_json(receipt));
+  EXPECT_EQ(read.kv_cache, "fp8");
+  EXPECT_FALSE(replay(*chunked, read)) << "a chunk moved a bit";
+  expect_error(ErrorCode::kInvalidArgument, {"'fp8'", "--kv-cache-dtype fp8"}, [&] { replay(*plain, read); });
+  expect_error(ErrorCode::kInvalidArgument, {"--kv-cache-dtype auto"}, [&] { replay(*whole, before); });
+}
+
 TEST_F(EngineTest, PreemptedInVain) {
   EngineOptions o;
   o.context = 256;
