@@ -16,6 +16,9 @@ namespace {
 struct AttentionShape {
   const char* name;
   int batch, added, prefix, q_heads, kv_heads, head_dim, window;
+  bool fp8 = false;  // the cache
+
+  int element_bytes() const { return fp8 ? 1 : 2; }
 };
 
 constexpr AttentionShape kShapes[] = {
@@ -39,6 +42,10 @@ constexpr AttentionShape kShapes[] = {
     {"decode-b1-8k-d128", 1, 1, 8191, 32, 8, 128, 0},
     {"decode-b1-32k-d128", 1, 1, 32767, 32, 8, 128, 0},
     {"decode-b64-1k-d64", 64, 1, 1023, 32, 8, 64, 0},
+    {"decode-b32-8k-d128-kv8", 32, 1, 8191, 32, 8, 128, 0, true},
+    {"decode-b128-1k-d128-kv8", 128, 1, 1023, 32, 8, 128, 0, true},
+    {"decode-b1-8k-d128-kv8", 1, 1, 8191, 32, 8, 128, 0, true},
+    {"decode-b64-1k-d64-kv8", 64, 1, 1023, 32, 8, 64, 0, true},
 };
 
 // Keys that each query sees, summed, and keys that must be read.
@@ -60,7 +67,8 @@ Work work_of(const AttentionShape& s) {
 double attention_floor(const AttentionShape& s) {
   const Work w = work_of(s);
   const double flops = w.pairs * 4 * s.head_dim * s.q_heads;
-  const double bytes = w.keys * 4 * s.head_dim * s.kv_heads + 4.0 * s.batch * s.added * s.q_heads * s.head_dim;
+  const double bytes =
+      w.keys * 2 * s.element_bytes() * s.head_dim * s.kv_heads + 4.0 * s.batch * s.added * s.q_heads * s.head_dim;
   return floor_us(flops, bytes);
 }
 
@@ -75,7 +83,8 @@ double run(const AttentionShape& s) {
   const char* page_text = std::getenv("ISOBIT_ATTENTION_PAGE");
   const int page = page_text != nullptr ? std::atoi(page_text) : 16;
   const int length = s.prefix + s.added, pages_each = (length + page - 1) / page, pages = pages_each * s.batch;
-  const size_t cache_bytes = static_cast<size_t>(pages) * page * s.kv_heads * s.head_dim * 2;
+  const size_t cache_bytes = static_cast<size_t>(pages) * page * s.kv_heads * s.head_dim * s.element_bytes();
+  const DeviceBuffer scales = upload(std::vector<float>(static_cast<size_t>(s.kv_heads), 1.0f));
   std::vector<int32_t> table(pages), starts(s.batch + 1), lengths(s.batch, length);
   std::iota(table.begin(), table.end(), 0);
   std::shuffle(table.begin(), table.end(), std::mt19937(1));
@@ -110,8 +119,11 @@ double run(const AttentionShape& s) {
   context.counters = counters.data<uint32_t>();
   return graph_us(std::max(copies, 8), [&](int i, cudaStream_t stream) {
     AttentionArgs call = a;
-    call.cache = {k[i % copies].data(), v[i % copies].data(), pages,   s.kv_heads, page,
-                  s.head_dim,           DType::kBF16,         nullptr, nullptr};
+    call.cache = {k[i % copies].data(), v[i % copies].data(), pages, s.kv_heads, page, s.head_dim};
+    if (s.fp8) {
+      call.cache.type = DType::kF8E4M3;
+      call.cache.k_scale = call.cache.v_scale = scales.data<float>();
+    }
     call.check();
     cuda::KernelContext c = context;
     c.stream = stream;

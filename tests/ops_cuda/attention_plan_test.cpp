@@ -76,6 +76,13 @@ TEST(AttentionPlan, WhatOnlyTheGenericKernelTakes) {
   EXPECT_EQ(kernels(plan_attention(a, kH200)), "generic");
   a = shape(128, 32, 8, 1, 1, 4096);
   a.cache.type = DType::kF8E4M3;
+  EXPECT_EQ(kernels(plan_attention(a, kH200)), "decode");
+  a.max_query = a.tokens = 512;
+  EXPECT_EQ(kernels(plan_attention(a, kH200)), "generic");
+  a.requests = 32, a.tokens = 512 + 31;
+  EXPECT_EQ(kernels(plan_attention(a, kH200)), "decode");  // and the generic kernel's is the long request
+  a = shape(256, 8, 4, 1, 1, 4096);
+  a.cache.type = DType::kF8E4M3;
   EXPECT_EQ(kernels(plan_attention(a, kH200)), "generic");
   const int32_t parent = -1;
   a = shape(128, 32, 8, 1, 1, 4096);

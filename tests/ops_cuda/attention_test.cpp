@@ -139,7 +139,13 @@ TEST(CudaAttention, OneLongChunkAmongDecodes) {
     for (int b = 0; b < 32; b++) s.requests.push_back({log_uniform(random, 1, 1500) - 1, 1});
     s.requests[random() % 32] = {log_uniform(random, 1, 3000) - 1, 600};
     check(s, random, 40, 200000);
+    s.cache_type = DType::kF8E4M3;
+    check(s, random, 40, 200000);
   }
+}
+
+void launch_generic(const AttentionArgs& args, const cuda::KernelContext& context) {
+  cuda::launch_attention_generic(args, context);
 }
 
 // The kernel that takes everything, whatever the plan would have chosen.
@@ -147,7 +153,7 @@ TEST(CudaAttention, Generic) {
   std::mt19937_64 random(seed() + 1);
   for (int i = 0; i < case_count(60) && !HasFailure(); i++) {
     SCOPED_TRACE(i);
-    check(random_shape(random, Regime::kAny), random, 6, 100000, cuda::launch_attention_generic);
+    check(random_shape(random, Regime::kAny), random, 6, 100000, launch_generic);
   }
 }
 
@@ -161,6 +167,9 @@ TEST(CudaAttention, SuperBlocksAndEdges) {
       s.page_size = pick(random, {16, 64});
       s.requests = {{length - 1, 1}, {0, std::min(length, 700)}, {length, 33}};
       check(s, random, 6, 50000);
+      s.cache_type = DType::kF8E4M3;
+      s.requests = {{length - 1, 1}, {length, 3}};
+      check(s, random, 6, 20000);
     }
   }
 }

@@ -11,8 +11,12 @@ void launch_attention(const AttentionArgs& args, const KernelContext& context) {
   const AttentionResources resources{context.sm_count, static_cast<int64_t>(context.workspace_bytes),
                                      context.counters != nullptr ? kCounters - kAttentionTickets : 0};
   const AttentionPlan plan = plan_attention(args, resources);
-  if (!plan.decode && !plan.prefill) return launch_attention_generic(args, context);
-  if (plan.prefill) launch_attention_prefill(args, plan, context);
+  const int most_rows = args.max_query * (args.q_heads / args.cache.kv_heads);
+  if (plan.prefill) {
+    launch_attention_prefill(args, plan, context);
+  } else if (!plan.decode || most_rows > kAttentionDecodeRows) {
+    launch_attention_generic(args, context, plan.decode ? kAttentionDecodeRows + 1 : 0);
+  }
   if (plan.decode) launch_attention_decode(args, plan, context);
 }
 

@@ -49,11 +49,13 @@ constexpr int floor_power_of_two(int x) {
 
 constexpr int kMaxRequests = 512;
 
-// kClustered: the CTAs of a cluster share a unit.
-template <int kHeadDim, int kQueryTiles, bool kClustered, bool kHalf>
+// kClustered: the CTAs of a cluster share a unit. kE4m3: an FP8 cache, widened to bf16 on the way to the products
+// (N21).
+template <int kHeadDim, int kQueryTiles, bool kClustered, bool kE4m3>
 struct Config {
   static constexpr int kDim = kHeadDim, kNt = kQueryTiles, kRows = 8 * kNt;
-  static constexpr bool kShared = kClustered, kF16 = kHalf;
+  static constexpr bool kShared = kClustered, kFp8 = kE4m3, kF16 = false;
+  static constexpr int kElementBytes = kFp8 ? 1 : 2;
   static constexpr int kWarps = kShared ? 8 : 4, kConsumers = kWarps * 32;
   static constexpr int kRoundKeys = kWarps * kGroupKeys;  // of Q·K: a group a warp
   static constexpr int kThreads = kConsumers + 32;        // and the producer
@@ -66,10 +68,13 @@ struct Config {
   static constexpr int kBlock = numerics::attention_block(kDim), kBlocks = kPhase / kBlock;
   static constexpr int kUnitBlocks = kShared ? kSuper / kBlock : kBlocks;  // whose maxima are known at once
   static constexpr int kGroups = kPhase / kGroupKeys, kBlockGroups = kBlock / kGroupKeys;
-  static constexpr int kStageBytes = (kShared ? kDim < 128 || kNt > 1 : kDim <= 64) ? 8192 : 16384;
-  // A copy is a group: 16 rows of 64 columns, swizzled, then those of the next 64 columns.
-  static constexpr int kChunk = 64, kChunkBytes = kGroupKeys * kChunk * 2, kGroupBytes = kGroupKeys * kDim * 2;
-  static constexpr int kKeys = floor_power_of_two(kStageBytes / (2 * kDim));  // of a stage
+  static constexpr int kStageBytes =
+      ((kShared ? kDim < 128 || kNt > 1 : kDim <= 64) ? 8192 : 16384) * kElementBytes / 2;
+  // A copy is a group: 16 rows of 128 bytes, swizzled, then those of the next columns.
+  static constexpr int kChunk = 128 / kElementBytes, kChunkBytes = kGroupKeys * 128,
+                       kGroupBytes = kGroupKeys * kDim * kElementBytes;
+  static constexpr int kRowKeys = kChunk > kDim ? kChunk / kDim : 1, kChunks = kDim > kChunk ? kDim / kChunk : 1;
+  static constexpr int kKeys = floor_power_of_two(kStageBytes / (kElementBytes * kDim));  // of a stage
   static constexpr int kTiles = kDim / 16, kWarpTiles = (kTiles + kWarps - 1) / kWarps;
   // A group's tile for 8 queries: its scores, 16 bytes a lane, until P (8 x 16, 256 bytes) and u (128 bytes) take their
   // place. (In registers they would need unrolled loops, whose code is fetched anew for every unit.)
@@ -78,9 +83,16 @@ struct Config {
   static_assert(kPhase % kRoundKeys == 0 && kKeys <= kRoundKeys);
 };
 
-// Byte offset, within a box of rows of 64 columns, after the copy engine's swizzle.
+// Byte offset, within a box of rows of 128 bytes, after the copy engine's swizzle.
 __device__ inline uint32_t swizzled(uint32_t row, uint32_t inner_bytes) {
   return row * 128 + (inner_bytes ^ ((row & 7) << 4));
+}
+
+// The same of a group's key. Rows of the box hold several keys where those are short.
+template <typename C>
+__device__ inline uint32_t place_of(int key, int inner_bytes) {
+  return swizzled(static_cast<uint32_t>(key / C::kRowKeys),
+                  static_cast<uint32_t>(key % C::kRowKeys * C::kDim * C::kElementBytes + inner_bytes));
 }
 
 struct Unit {
@@ -323,7 +335,8 @@ class Producer {
 #pragma unroll 4
     for (int group = (begin - origin) / kGroupKeys + lane_; origin + group * kGroupKeys < end; group += 32) {
       const int position = origin + group * kGroupKeys, page = position / page_size;
-      s_.rows[group] = (table[page] * a_.cache.kv_heads + unit.head) * page_size + position - page * page_size;
+      s_.rows[group] =
+          ((table[page] * a_.cache.kv_heads + unit.head) * page_size + position - page * page_size) / C::kRowKeys;
     }
     __syncwarp();
   }
@@ -422,6 +435,17 @@ __device__ inline bool allowed(const AttentionArgs& a, const Row& row, int key) 
          ((a.mask[static_cast<int64_t>(row.token) * a.mask_stride + key / 64] >> (key % 64)) & 1) != 0;
 }
 
+// Two of four e4m3 as bf16: bytes 0 and 2, or 1 and 3. The exponent's field moves in place and its bias is made up for
+// by 2^120, which subnormals take along: exact for all that a cache holds.
+template <bool kOdd>
+__device__ inline uint32_t widen_pair(uint32_t packed) {
+  const uint32_t sign = kOdd ? packed : packed << 8, rest = kOdd ? packed >> 4 : packed << 4;
+  const uint32_t bits = (sign & 0x80008000) | (rest & 0x07f007f0);
+  uint32_t r;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(bits), "r"(0x7b807b80u));
+  return r;
+}
+
 // Rare, and long: kept out of the loops.
 static __device__ __noinline__ float4 capped_scores(const ScoreScale& s, float4 c) {
   return make_float4(capped_score(s, c.x), capped_score(s, c.y), capped_score(s, c.z), capped_score(s, c.w));
@@ -437,9 +461,9 @@ class Consumer {
 #pragma unroll
     for (int t = 0; t < C::kWarpTiles; t++) {
       const int column = (warp_ + t * kWarps) * 16;
-      v_lane_[t] =
-          static_cast<uint32_t>(column / C::kChunk * C::kChunkBytes) +
-          swizzled(static_cast<uint32_t>(lane_row), static_cast<uint32_t>((column % C::kChunk + lane_column) * 2));
+      const uint32_t chunk = static_cast<uint32_t>(column / C::kChunk * C::kChunkBytes);
+      v_lane_[t] = chunk + (C::kFp8 ? place_of<C>(lane_ % 16, column % C::kChunk)
+                                    : place_of<C>(lane_row, (column % C::kChunk + lane_column) * 2));
     }
   }
 
@@ -532,14 +556,24 @@ class Consumer {
       const Row& row = s_.row[piece % C::kNt * 8 + g_];
       w[i] = make_uint2(0, 0);
       if (piece >= kPieces || row.token < 0) continue;
-      const uint16_t* from = a_.q + (static_cast<int64_t>(row.token) * a_.q_heads + row.head) * C::kDim;
-      w[i].x = *reinterpret_cast<const uint32_t*>(from + k * 16 + 2 * x_);
-      w[i].y = *reinterpret_cast<const uint32_t*>(from + k * 16 + 2 * x_ + 8);
+      const uint16_t* from = a_.q + (static_cast<int64_t>(row.token) * a_.q_heads + row.head) * C::kDim + k * 16;
+      if constexpr (C::kFp8) {
+        const uint2 four = *reinterpret_cast<const uint2*>(from + 4 * x_);
+        w[i] = make_uint2(__byte_perm(four.x, four.y, 0x5410), __byte_perm(four.x, four.y, 0x7632));  // as load_keys
+      } else {
+        w[i].x = *reinterpret_cast<const uint32_t*>(from + 2 * x_);
+        w[i].y = *reinterpret_cast<const uint32_t*>(from + 2 * x_ + 8);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kOwn; i++) {
       const int piece = warp_ + i * kWarps;
       if (piece < kPieces) s_.q[piece / C::kNt][piece % C::kNt][lane_] = w[i];
+    }
+    if constexpr (C::kFp8) {
+      const float k_scale = a_.cache.k_scale[unit.head];
+      value_scale_ = a_.cache.v_scale[unit.head];
+      score_ = score_scale(numerics::scale_of_cached(a_.scale, a_.soft_cap, k_scale, value_scale_));
     }
     seen_lo_ = 0, seen_hi_ = a_.mask != nullptr ? -1 : 1 << 30;
     l_ = 0.0f;
@@ -571,17 +605,11 @@ class Consumer {
         hopper::mbarrier_wait(&s_.full[ring_.stage], ring_.phase);
         if (sub == warp_ / kStageGroups) {
           const uint32_t base = hopper::shared_address(s_.ring[ring_.stage]) + own;
-          constexpr int kSteps = C::kChunk / 16, kBatch = C::kDim / 16 < 8 ? C::kDim / 16 : 8;
+          constexpr int kBatch = C::kDim / 16 < 8 ? C::kDim / 16 : 8;
 #pragma unroll
           for (int first = 0; first < C::kDim / 16; first += kBatch) {
             uint32_t a[kBatch][4];
-#pragma unroll
-            for (int k = 0; k < kBatch; k++) {
-              const int step = first + k;
-              hopper::ldmatrix_x4(a[k], base + static_cast<uint32_t>(step / kSteps * C::kChunkBytes) +
-                                            swizzled(static_cast<uint32_t>(lane_ % 16),
-                                                     static_cast<uint32_t>(step % kSteps * 32 + lane_ / 16 * 16)));
-            }
+            load_keys<kBatch>(base, first, a);
 #pragma unroll
             for (int k = 0; k < kBatch; k++) {
 #pragma unroll
@@ -599,8 +627,8 @@ class Consumer {
       const bool all = group_start >= seen_lo_ && group_start + 15 <= seen_hi_;
 #pragma unroll
       for (int n = 0; n < C::kNt; n++) {
-        if (params_.score.inner > 0.0f) {
-          const float4 capped = capped_scores(params_.score, make_float4(c[n][0], c[n][1], c[n][2], c[n][3]));
+        if (score().inner > 0.0f) {
+          const float4 capped = capped_scores(score(), make_float4(c[n][0], c[n][1], c[n][2], c[n][3]));
           c[n][0] = capped.x, c[n][1] = capped.y, c[n][2] = capped.z, c[n][3] = capped.w;
         }
         if (!all) {
@@ -618,6 +646,32 @@ class Consumer {
         m = fmaxf(m, __shfl_xor_sync(~0u, m, 16));
         if (g_ < 2) s_.group_max[group_of(j)][n * 8 + 2 * x_ + g_] = m;
         reinterpret_cast<float4*>(s_.tiles[group_of(j)][n])[lane_] = make_float4(c[n][0], c[n][1], c[n][2], c[n][3]);
+      }
+    }
+  }
+
+  // Fragments of 16 keys from step `first` of 16 columns on. Of an FP8 cache a lane's four columns are 4x to 4x + 3,
+  // the even ones first: the order within a step is free.
+  template <int kBatch>
+  __device__ void load_keys(uint32_t base, int first, uint32_t (&a)[kBatch][4]) const {
+    constexpr int kLoadSteps = C::kFp8 ? 2 : 1;  // of one load, 32 bytes a key
+    constexpr int kLoads = C::kChunk / 16 / kLoadSteps;
+    const auto place = [&](int load) {
+      return base + static_cast<uint32_t>(load / kLoads * C::kChunkBytes) +
+             place_of<C>(lane_ % 16, load % kLoads * 32 + lane_ / 16 * 16);
+    };
+#pragma unroll
+    for (int k = 0; k < kBatch; k += kLoadSteps) {
+      if constexpr (C::kFp8) {
+        uint32_t r[4];  // keys 0-7 and 8-15 of a step, then of the next
+        hopper::ldmatrix_x4(r, place((first + k) / 2));
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          a[k + i / 2][i % 2] = widen_pair<false>(r[i]);
+          a[k + i / 2][i % 2 + 2] = widen_pair<true>(r[i]);
+        }
+      } else {
+        hopper::ldmatrix_x4(a[k], place(first + k));
       }
     }
   }
@@ -656,8 +710,8 @@ class Consumer {
 #pragma unroll
     for (int n = 0; n < C::kNt; n++) {
       const float2 m = *reinterpret_cast<const float2*>(&s_.block_max[b][n * 8 + 2 * x_]);
-      g.a[n][0] = attention_grow(r_[n][0], m.x, params_.score.factor);
-      g.a[n][1] = attention_grow(r_[n][1], m.y, params_.score.factor);
+      g.a[n][0] = attention_grow(r_[n][0], m.x, score().factor);
+      g.a[n][1] = attention_grow(r_[n][1], m.y, score().factor);
     }
     return g;
   }
@@ -688,7 +742,7 @@ class Consumer {
         float p[4] = {c.x, c.y, c.z, c.w};
         __syncwarp();  // P goes where the scores were
 #pragma unroll
-        for (int i = 0; i < 4; i++) p[i] = ex2(__fmaf_rn(p[i], params_.score.factor, minus_r(n, i % 2)));
+        for (int i = 0; i < 4; i++) p[i] = ex2(__fmaf_rn(p[i], score().factor, minus_r(n, i % 2)));
         // w = v[j] + v[j + 8] of queries 2x and 2x + 1; lanes trade, so that one adds w[2x'] + w[2x' + 1] of one query.
         const float even = __fadd_rn(p[0], p[2]), odd = __fadd_rn(p[1], p[3]);
         const float u = __fadd_rn(odd_g() ? odd : even, __shfl_xor_sync(~0u, odd_g() ? even : odd, 4));
@@ -757,8 +811,9 @@ class Consumer {
   // P·V of a stage, for a warp's columns. The next stage's fragments are loaded while this one's are multiplied, each
   // in the registers that a product has left.
   static constexpr int kStageGroups = C::kKeys / kGroupKeys;
+  static constexpr int kValueWords = C::kFp8 ? 2 : 4;  // an FP8 cache's are widened as they are multiplied
   struct Fragments {
-    uint32_t v[kStageGroups][C::kWarpTiles][4];
+    uint32_t v[kStageGroups][C::kWarpTiles][kValueWords];
     uint32_t p[kStageGroups][C::kNt][2];
     float2 alpha[C::kNt];  // where a block begins
   };
@@ -811,7 +866,12 @@ class Consumer {
   __device__ void load(const Stage& stage, int i, Fragments& f) const {
 #pragma unroll
     for (int t = 0; t < C::kWarpTiles; t++) {
-      hopper::ldmatrix_x4_trans(f.v[i][t], stage.v + v_lane_[t] + static_cast<uint32_t>(i * C::kGroupBytes));
+      const uint32_t from = stage.v + v_lane_[t] + static_cast<uint32_t>(i * C::kGroupBytes);
+      if constexpr (C::kFp8) {
+        hopper::ldmatrix_x2_trans(f.v[i][t][0], f.v[i][t][1], from);
+      } else {
+        hopper::ldmatrix_x4_trans(f.v[i][t], from);
+      }
     }
     const uint32_t p = stage.p + static_cast<uint32_t>(i * C::kNt * C::kTileBytes);
     if constexpr (C::kNt == 2) {
@@ -870,8 +930,19 @@ class Consumer {
   __device__ void multiply_group(const Fragments& f, int i) {
 #pragma unroll
     for (int t = 0; t < C::kWarpTiles; t++) {
+      const auto times = [&](const uint32_t(&v)[4]) {
 #pragma unroll
-      for (int n = 0; n < C::kNt; n++) hopper::mma_m16n8k16<C::kF16>(o_[t][n], f.v[i][t], f.p[i][n][0], f.p[i][n][1]);
+        for (int n = 0; n < C::kNt; n++) hopper::mma_m16n8k16<C::kF16>(o_[t][n], v, f.p[i][n][0], f.p[i][n][1]);
+      };
+      if constexpr (C::kFp8) {
+        // A word is columns 2g and 2g + 1 of two keys; the even columns are the product's first eight rows.
+        const uint32_t(&w)[kValueWords] = f.v[i][t];
+        const uint32_t v[4] = {widen_pair<false>(w[0]), widen_pair<true>(w[0]), widen_pair<false>(w[1]),
+                               widen_pair<true>(w[1])};
+        times(v);
+      } else {
+        times(f.v[i][t]);
+      }
     }
   }
 
@@ -906,10 +977,10 @@ class Consumer {
   }
 
   // Keys from `past` on of a group hold anything, NaN too.
-  __device__ void clear_absent(uint32_t (&v)[4], int past) const {
+  __device__ void clear_absent(uint32_t (&v)[kValueWords], int past) const {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int key = 2 * x_ + i / 2 * 8;
+    for (int i = 0; i < kValueWords; i++) {
+      const int key = 2 * x_ + i * 4 / kValueWords / 2 * 8;
       if (key >= past) v[i] = 0;
       if (key + 1 >= past) v[i] &= 0xffff;
     }
@@ -919,7 +990,7 @@ class Consumer {
   __device__ float inverse(int q, float l, float r) const {
     if (r == minus_inf()) return 0.0f;
     if (a_.sinks != nullptr) l = attention_sink(l, a_.sinks[s_.row[q].head], r);
-    return __fdiv_rn(1.0f, l);
+    return __fdiv_rn(C::kFp8 ? value_scale_ : 1.0f, l);
   }
   __device__ uint16_t* out(int q) const {
     return a_.out + (static_cast<int64_t>(s_.row[q].token) * a_.q_heads + s_.row[q].head) * C::kDim;
@@ -932,7 +1003,7 @@ class Consumer {
     for (int n = 0; n < C::kNt; n++) {
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const int q = n * 8 + 2 * x_ + i, first_column = warp_ * 16 + g_;
+        const int q = n * 8 + 2 * x_ + i, first_column = warp_ * 16 + (C::kFp8 ? 2 * g_ : g_);
         if (!present(q)) continue;
         const float r = r_[n][i], l = r == minus_inf() ? 0.0f : s_.l[q];
         const int64_t row = static_cast<int64_t>(unit.index) * C::kRows + q;
@@ -957,7 +1028,7 @@ class Consumer {
     for (int t = 0; t < C::kWarpTiles; t++) {
       if (warp_ + t * kWarps >= C::kTiles) continue;
       f(t * kWarps * 16, o_[t][n][i]);
-      f(t * kWarps * 16 + 8, o_[t][n][2 + i]);
+      f(t * kWarps * 16 + (C::kFp8 ? 1 : 8), o_[t][n][2 + i]);
     }
   }
 
@@ -1014,6 +1085,7 @@ class Consumer {
     ring_.template advance<kStages>();
   }
   __device__ bool odd_g() const { return (g_ & 1) != 0; }
+  __device__ const ScoreScale& score() const { return C::kFp8 ? score_ : params_.score; }
 
   Shared<C>& s_;
   const DecodeParams& params_;
@@ -1030,6 +1102,8 @@ class Consumer {
   uint32_t v_lane_[C::kWarpTiles];  // the lane's offset in a group of V
   uint32_t p_lane_;                 // and in P's tiles
   float l_;                         // row_sums
+  ScoreScale score_;                // of the unit's head, with an FP8 cache
+  float value_scale_;
   float r_[C::kNt][2];
   float o_[C::kWarpTiles][C::kNt][4];
 };
@@ -1092,11 +1166,11 @@ void launch_config(const AttentionArgs& args, int units, int cluster, const Kern
   params.partial_o = static_cast<float*>(context.workspace);
   params.partial_rl = params.partial_o + static_cast<int64_t>(units) * C::kRows * C::kDim;
   const auto map = [&](const void* base) {
-    const uint64_t dims[3] = {C::kChunk, static_cast<uint64_t>(cache.pages) * cache.kv_heads * cache.page_size,
-                              C::kDim / C::kChunk};
-    const uint64_t strides[2] = {C::kDim * 2, C::kChunk * 2};
-    const uint32_t box[3] = {C::kChunk, kGroupKeys, C::kDim / C::kChunk};
-    return tensor_map(C::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, base, dims,
+    const uint64_t keys = static_cast<uint64_t>(cache.pages) * cache.kv_heads * cache.page_size;
+    const uint64_t dims[3] = {C::kChunk, keys / C::kRowKeys, C::kChunks};
+    const uint64_t strides[2] = {C::kRowKeys * C::kDim * C::kElementBytes, 128};
+    const uint32_t box[3] = {C::kChunk, kGroupKeys / C::kRowKeys, C::kChunks};
+    return tensor_map(C::kFp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, base, dims,
                       strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
   };
   params.k = map(cache.k);

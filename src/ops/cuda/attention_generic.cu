@@ -18,6 +18,7 @@ struct Params {
   AttentionArgs args;
   ScoreScale score;
   int block, path_capacity;
+  int least_rows;  // requests of fewer are another kernel's
 };
 
 struct RowState {  // shared by the threads of a row, read by the warps of P·V
@@ -52,7 +53,7 @@ struct Tile {
 };
 
 // Tiles of all requests in order; found by every warp alike. request < 0: this CTA has none.
-__device__ Tile find_tile(const AttentionArgs& a, int group, int cta) {
+__device__ Tile find_tile(const AttentionArgs& a, int group, int least_rows, int cta) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int before = 0;
   for (int first = 0; first < a.requests; first += 32) {
@@ -62,6 +63,7 @@ __device__ Tile find_tile(const AttentionArgs& a, int group, int cta) {
       start = a.query_start[b];
       count = a.query_start[b + 1] - start;
       tiles = a.tree_parent != nullptr ? count * ((group + kRows - 1) / kRows) : (count * group + kRows - 1) / kRows;
+      if (count * group < least_rows) tiles = 0;
     }
     int sum = tiles;
     for (int d = 1; d < 32; d *= 2) {
@@ -120,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) attention_generic(const __grid_const
   hopper::launch_dependents();
   const AttentionArgs& a = params.args;
   const int head_dim = a.cache.head_dim, kv_head = static_cast<int>(blockIdx.y), group = a.q_heads / a.cache.kv_heads;
-  const Tile tile = find_tile(a, group, static_cast<int>(blockIdx.x));
+  const Tile tile = find_tile(a, group, params.least_rows, static_cast<int>(blockIdx.x));
   if (tile.request < 0) return;
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32, g = lane / 4, x = lane % 4;
   const int row = tid / 16, column = tid % 16;  // of the softmax
@@ -348,8 +350,8 @@ void launch_typed(const Params& params, const LaunchShape& shape, cudaStream_t s
 
 }  // namespace
 
-void launch_attention_generic(const AttentionArgs& args, const KernelContext& context) {
-  Params params = {args, score_scale(args), numerics::attention_block(args.cache.head_dim), 0};
+void launch_attention_generic(const AttentionArgs& args, const KernelContext& context, int least_rows) {
+  Params params = {args, score_scale(args), numerics::attention_block(args.cache.head_dim), 0, least_rows};
   if (args.tree_parent != nullptr) params.path_capacity = args.max_query;
   const Layout layout = make_layout(args.cache.head_dim, params.block, params.path_capacity);
   if (layout.total > 227 * 1024) {

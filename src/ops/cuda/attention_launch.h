@@ -22,8 +22,8 @@ inline ScoreScale score_scale(const AttentionArgs& args) {
   return score_scale(numerics::AttentionScale{args.scale, args.soft_cap});
 }
 
-// Takes everything.
-void launch_attention_generic(const AttentionArgs& args, const KernelContext& context);
+// Takes everything; of the requests those of at least so many rows.
+void launch_attention_generic(const AttentionArgs& args, const KernelContext& context, int least_rows = 0);
 // The requests of up to kAttentionDecodeRows rows.
 void launch_attention_decode(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context);
 // The others; all, where the plan has no decode part.

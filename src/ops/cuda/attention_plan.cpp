@@ -19,14 +19,17 @@ int64_t most_supers(const AttentionArgs& a, int64_t added) {
   return a.window > 0 ? std::min(all, ceil_div(a.window + added, kSuper) + 1) : all;
 }
 
+bool is_fp8(const AttentionArgs& a) { return a.cache.type == DType::kF8E4M3; }
+
 // Every request has as many new tokens as the longest.
 bool alike(const AttentionArgs& a) { return a.tokens == static_cast<int64_t>(a.requests) * a.max_query; }
 
 // What the copy engine and the tile shapes of both kernels ask.
 bool fast_kernels_take(const AttentionArgs& a) {
   const int d = a.cache.head_dim;
-  return (d == 64 || d == 128 || d == 256) && a.type == DType::kBF16 && a.cache.type == a.type &&
-         a.cache.page_size % 16 == 0 && a.tree_parent == nullptr && a.requests <= 512;
+  const bool known = d == 64 || d == 128 || (d == 256 && !is_fp8(a));
+  return known && a.type == DType::kBF16 && (a.cache.type == a.type || is_fp8(a)) && a.cache.page_size % 16 == 0 &&
+         a.tree_parent == nullptr && a.requests <= 512;
 }
 
 // False where the workspace is too small.
@@ -88,7 +91,7 @@ int requests_together(const AttentionArgs& a, const AttentionPlan& plan, int sm_
 bool plan_prefill(const AttentionArgs& a, const AttentionResources& resources, AttentionPlan& plan) {
   const int d = a.cache.head_dim;
   const int64_t group = a.q_heads / a.cache.kv_heads;
-  if (group > 64 || a.soft_cap > 0.0f || a.mask != nullptr) return false;
+  if (group > 64 || a.soft_cap > 0.0f || a.mask != nullptr || is_fp8(a)) return false;
   const auto tiles = [&](int warpgroups) {
     const int64_t tokens = kAttentionPrefillCluster * (64 * warpgroups / group);
     return alike(a) ? a.requests * ceil_div(a.max_query, tokens) : a.tokens / tokens + a.requests;
@@ -120,8 +123,8 @@ AttentionPlan plan_attention(const AttentionArgs& a, const AttentionResources& r
     if (!plan_decode(a, resources, plan)) plan_prefill(a, resources, plan);  // which folds within a CTA
     return plan;
   }
-  // Requests of few rows among the long ones.
-  if (plan_prefill(a, resources, plan) && !alike(a)) plan_decode(a, resources, plan);
+  // Requests of few rows among the long ones, which with an FP8 cache are the generic kernel's.
+  if ((plan_prefill(a, resources, plan) || is_fp8(a)) && !alike(a)) plan_decode(a, resources, plan);
   return plan;
 }
 

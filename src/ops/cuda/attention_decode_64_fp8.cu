@@ -1,0 +1,10 @@
+#include "ops/cuda/attention_decode.cuh"
+
+namespace isobit::cuda::decode {
+
+template void launch_config<Config<64, 1, false, true>>(const AttentionArgs&, int, int, const KernelContext&);
+template void launch_config<Config<64, 1, true, true>>(const AttentionArgs&, int, int, const KernelContext&);
+template void launch_config<Config<64, 2, false, true>>(const AttentionArgs&, int, int, const KernelContext&);
+template void launch_config<Config<64, 2, true, true>>(const AttentionArgs&, int, int, const KernelContext&);
+
+}  // namespace isobit::cuda::decode
