@@ -77,13 +77,14 @@ TEST(KvCacheConfig, ScalesAreTheFiles) {
   s.add("model.layers.0.self_attn.k_scale", {0.5f});
   s.add("model.layers.0.self_attn.v_scale", {0.25f, 0.75f});
   s.add_bf16("model.layers.1.self_attn.k_proj.k_scale", 3.0f);
+  const Checkpoint file = s.file();
   ModelConfig c = two_layers();
-  set_kv_cache(s.file(), KvCacheType::kFp8, c);
+  set_kv_cache(file, KvCacheType::kFp8, c);
   EXPECT_EQ(c.layers[0].k_scale, (Floats{0.5f, 0.5f}));
   EXPECT_EQ(c.layers[0].v_scale, (Floats{0.25f, 0.75f}));
   EXPECT_EQ(c.layers[1].k_scale, (Floats{3.0f, 3.0f}));
   EXPECT_EQ(c.layers[1].v_scale, (Floats{1.0f, 1.0f}));
-  for (const Tensor& t : s.file().tensors()) EXPECT_TRUE(is_kv_scale(t.name)) << t.name;
+  for (const Tensor& t : file.tensors()) EXPECT_TRUE(is_kv_scale(t.name)) << t.name;
   EXPECT_TRUE(is_kv_scale("model.layers.1.self_attn.v_proj.v_scale"));
   EXPECT_FALSE(is_kv_scale("model.layers.1.self_attn.k_proj.weight"));
 }
