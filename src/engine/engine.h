@@ -35,7 +35,7 @@ struct EngineOptions {
   std::optional<bool> ahead;                 // start a step before the last one's results are seen; none: where it pays
   ComputeType compute = ComputeType::kAuto;  // bf16 or f16; auto: what the model is in
   KvCacheType kv_cache = KvCacheType::kAuto;
-  Progress progress;                         // while weights load
+  Progress progress;  // while weights load
 };
 
 struct EngineStats {

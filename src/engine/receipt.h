@@ -10,10 +10,10 @@ namespace isobit {
 
 struct Receipt {
   std::string contract, model, model_digest;
-  std::string compute;        // "bf16" or "f16", what the model was computed in: it moves bits
+  std::string compute;            // "bf16" or "f16", what the model was computed in: it moves bits
   std::string kv_cache = "auto";  // or "fp8": so do its keys and values
-  int64_t least_context = 0;  // an engine of a shorter one has other bits; 0: any does
-  std::string device;         // for people: the bits do not depend on it
+  int64_t least_context = 0;      // an engine of a shorter one has other bits; 0: any does
+  std::string device;             // for people: the bits do not depend on it
   std::vector<int32_t> prompt, tokens;
   SamplingParams sampling;
   std::optional<Constraint> constraint;  // structured output
