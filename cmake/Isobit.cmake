@@ -112,7 +112,10 @@ macro(isobit_find_cuda)
       # CMake 3.25.1 does not know how nvcc is told C++20.
       set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
       set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+      # For projects of 3.25 on, CMake 3.25.1 marks CUDA::nvToolsExt as deprecated, which CUDA 13 does not have.
+      set(CMAKE_MINIMUM_REQUIRED_VERSION 3.24)
       find_package(CUDAToolkit REQUIRED)
+      set(CMAKE_MINIMUM_REQUIRED_VERSION 3.25)
       set(ISOBIT_HAS_CUDA ON)
     elseif(ISOBIT_CUDA STREQUAL "on")
       message(FATAL_ERROR "ISOBIT_CUDA=on, but nvcc was not found. Install the CUDA 13 toolkit or put nvcc on the PATH.")
