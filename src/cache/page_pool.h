@@ -7,6 +7,11 @@ namespace isobit {
 
 using PageId = int32_t;
 
+// Pages that hold so many tokens; the last one may not be full.
+constexpr int32_t pages_for(int64_t tokens, int32_t page_size) {
+  return static_cast<int32_t>((tokens + page_size - 1) / page_size);
+}
+
 class PagePool {
  public:
   explicit PagePool(int32_t pages);

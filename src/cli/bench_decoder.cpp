@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "cache/page_pool.h"
 #include "cli/bench.h"
 #include "cli/step_floor.h"
 #include "engine/engine.h"
@@ -112,7 +113,7 @@ class Step {
     shape_.requests = backend.bucket(prefill ? 1 : f.batch);
     const int32_t length = prefill ? f.prefill : f.context + 1;
     shape_.max_query = prefill ? shape_.tokens : 1;
-    const int32_t stride = (length + f.page_size - 1) / f.page_size;
+    const int32_t stride = pages_for(length, f.page_size);
     shape_.max_kv = std::min(backend.bucket(length), stride * f.page_size);
     StepLimits limits;
     limits.tokens = shape_.tokens;

@@ -8,6 +8,7 @@
 #include <random>
 #include <thread>
 
+#include "cache/page_pool.h"
 #include "cli/bench.h"
 #include "cli/latencies.h"
 #include "cli/llama_cpp.h"
@@ -77,7 +78,7 @@ class Throughput {
     o.kv_cache = parse_kv_cache_type(f.model.kv_cache_dtype);
     f.speculation.apply(o);
     // A page for every token: on a GPU that is benchmarked nothing else wants its memory.
-    const int64_t whole = (int64_t{o.context} + f.page_size - 1) / f.page_size * o.max_requests;
+    const int64_t whole = int64_t{pages_for(o.context, f.page_size)} * o.max_requests;
     o.pages = f.pages > 0 ? f.pages : static_cast<int32_t>(std::min<int64_t>(whole, INT32_MAX));
     return o;
   }

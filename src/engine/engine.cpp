@@ -16,10 +16,6 @@ constexpr int32_t kMostDrafts = 64;  // a sequence and step
 constexpr int32_t kWindowShare = 8;  // see EngineOptions::window_pages
 constexpr float kNoLogprob = std::numeric_limits<float>::quiet_NaN();
 
-int32_t pages_for(int64_t tokens, int32_t page_size) {
-  return static_cast<int32_t>((tokens + page_size - 1) / page_size);
-}
-
 // Drafts in a step, of all sequences together: not more than leave room for everybody's next token.
 int32_t draft_rows(const EngineOptions& o) {
   return std::min(o.draft_tokens * o.max_requests, o.tokens_per_step - o.max_requests);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "cache/page_pool.h"
 
 namespace isobit {
 namespace {
@@ -31,7 +32,7 @@ std::string cache_that_fits(const CacheAsked& asked, size_t free) {
   const auto usable = static_cast<size_t>(static_cast<double>(free) * kUsable);
   const auto pages = static_cast<int64_t>(usable / std::max<size_t>(asked.page_bytes, 1));
   const int64_t tokens = pages * asked.page_size;
-  const int64_t whole = (int64_t{asked.context} + asked.page_size - 1) / asked.page_size;
+  const int64_t whole = pages_for(asked.context, asked.page_size);
   std::string text = fmt::format("a context of {} tokens takes {} MB", asked.context,
                                  megabytes(static_cast<size_t>(whole) * asked.page_bytes));
   if (pages >= whole) {

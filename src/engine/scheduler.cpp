@@ -13,10 +13,8 @@ void insert_in_order(Scheduler::Sequences& into, std::unique_ptr<Sequence> s) {
   into.insert(place, std::move(s));
 }
 
-int32_t pages_of(int32_t tokens, int32_t page_size) { return (tokens + page_size - 1) / page_size; }
-
 // Whole pages before a page's first token that this token may see.
-int32_t window_reach(const SchedulerOptions& o) { return pages_of(o.window - 1, o.page_size); }
+int32_t window_reach(const SchedulerOptions& o) { return std::max(0, window_pages_held(o.window, o.page_size) - 1); }
 
 std::optional<PagePool> make_window_pool(const SchedulerOptions& o) {
   if (o.window_pages == 0) return std::nullopt;
@@ -29,12 +27,12 @@ std::optional<PagePool> make_window_pool(const SchedulerOptions& o) {
 }  // namespace
 
 int32_t window_pages_held(int32_t window, int32_t page_size) {
-  return window > 0 ? pages_of(window - 1, page_size) + 1 : 0;
+  return window > 0 ? pages_for(window - 1, page_size) + 1 : 0;
 }
 
 int32_t least_window_pages(const SchedulerOptions& o) {
   const int32_t chunk = o.chunk > 0 ? std::min(o.chunk + o.draft_rows, o.tokens_per_step) : o.tokens_per_step;
-  return window_pages_held(o.window, o.page_size) + pages_of(2 * chunk, o.page_size) + 1;
+  return window_pages_held(o.window, o.page_size) + pages_for(2 * chunk, o.page_size) + 1;
 }
 
 Scheduler::Scheduler(const SchedulerOptions& options)
@@ -136,7 +134,7 @@ bool Scheduler::waits_for_prefix(const Sequence& s) const {
 }
 
 bool Scheduler::reserve(Sequence& s, int32_t tokens) {
-  const auto needed = static_cast<size_t>(pages_of(tokens, options_.page_size));
+  const auto needed = static_cast<size_t>(pages_for(tokens, options_.page_size));
   for (const bool in_window : {false, true}) {
     if (in_window && !window_pool_) break;
     std::vector<PageId>& pages = in_window ? s.window_pages : s.pages;

@@ -71,9 +71,11 @@ ComputeType parse_compute_type(std::string_view name) {
   throw fail(ErrorCode::kInvalidArgument, "dtype '{}' is not known; use auto, bf16 or f16", name);
 }
 
-size_t ModelConfig::kv_bytes_per_token() const {
+size_t ModelConfig::kv_bytes(bool windowed_only) const {
   size_t elements = 0;
-  for (const LayerConfig& l : layers) elements += static_cast<size_t>(2 * l.kv_columns());
+  for (const LayerConfig& l : layers) {
+    if (l.window > 0 || !windowed_only) elements += static_cast<size_t>(2 * l.kv_columns());
+  }
   return dtype_bytes(cache_type(), elements);
 }
 
@@ -81,12 +83,6 @@ int32_t ModelConfig::longest_window() const {
   int32_t longest = 0;
   for (const LayerConfig& l : layers) longest = std::max(longest, l.window);
   return longest;
-}
-
-size_t ModelConfig::window_kv_bytes_per_token() const {
-  size_t elements = 0;
-  for (const LayerConfig& l : layers) elements += l.window > 0 ? static_cast<size_t>(2 * l.kv_columns()) : 0;
-  return dtype_bytes(cache_type(), elements);
 }
 
 int64_t ModelConfig::least_context(int64_t engines) const {

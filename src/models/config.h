@@ -76,12 +76,16 @@ struct ModelConfig {
 
   int64_t layer_count() const { return static_cast<int64_t>(layers.size()); }
   DType cache_type() const { return fp8_cache ? DType::kF8E4M3 : type; }
-  size_t kv_bytes_per_token() const;
-  int32_t longest_window() const;            // of all layers; 0: none has one
-  size_t window_kv_bytes_per_token() const;  // of kv_bytes_per_token(), those of layers with a window
+  size_t kv_bytes_per_token() const { return kv_bytes(false); }
+  int32_t longest_window() const;  // of all layers; 0: none has one
+  // Of kv_bytes_per_token(), those of layers with a window.
+  size_t window_kv_bytes_per_token() const { return kv_bytes(true); }
   // The shortest context whose engine has the bits of one with the context `engines`: 0 unless LongRoPE's long
   // frequencies are in use (N25).
   int64_t least_context(int64_t engines) const;
+
+ private:
+  size_t kv_bytes(bool windowed_only) const;
 };
 
 // Reads a file's metadata (GGUF) or config.json. Throws Error kUnsupported for an architecture that no family describes

@@ -283,9 +283,7 @@ bool fp8_norm_gemm_gemm(Fp8Kernels& kernels, const RmsNormArgs& n, const GemmArg
   const GatedKind kind = gated_kind(up.epilogue);
   const Fp8Linear* up_weights = as_fp8(up.w);
   if (up_weights == nullptr || as_fp8(down.w) == nullptr || kind == GatedKind::kNone) return false;
-  if (gated_kind(down.epilogue) != GatedKind::kNone || n.rows != nullptr || n.out != up.x || down.x != up.out) {
-    return false;
-  }
+  if (gated_kind(down.epilogue) != GatedKind::kNone || !norm_feeds(n, up) || down.x != up.out) return false;
   // One row: the gated product leaves the GEMM, where the backend can, and is quantised by the next one.
   if (up.m == 1 && fp8_norm_gemm(kernels, n, up)) {
     fp8_gemm(kernels, down);

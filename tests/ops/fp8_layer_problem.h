@@ -122,6 +122,18 @@ inline std::vector<std::byte> from_backend(Backend& b, const Buffer& buffer) {
   return v;
 }
 
+// The norm before a layer of this shape.
+inline RmsNormArgs norm_of(const Fp8LayerProblem& p, const Buffer& residual, const Buffer& weight, const Buffer& out) {
+  RmsNormArgs n;
+  n.x = residual.data<float>();
+  n.weight = weight.data<float>();
+  n.count = p.m;
+  n.n = p.k;
+  n.out_type = p.type;
+  n.out = out.data<uint16_t>();
+  return n;
+}
+
 // What the operators make of it; normed: behind the RMSNorm of `residual`, else of x.
 inline std::vector<std::byte> run_fp8_layer(Backend& b, const Fp8LayerData& d, bool normed) {
   const Fp8LayerProblem& p = d.p;
@@ -144,14 +156,7 @@ inline std::vector<std::byte> run_fp8_layer(Backend& b, const Fp8LayerData& d, b
   g.type = p.type;
   g.out = out.data();
   if (normed) {
-    RmsNormArgs n;
-    n.x = residual.data<float>();
-    n.weight = weight.data<float>();
-    n.count = p.m;
-    n.n = p.k;
-    n.out_type = p.type;
-    n.out = x.data<uint16_t>();
-    b.norm_gemm(n, g);
+    b.norm_gemm(norm_of(p, residual, weight, x), g);
   } else {
     b.gemm(g);
   }
@@ -189,13 +194,7 @@ inline std::vector<std::byte> run_fp8_ffn(Backend& b, const Fp8FfnData& d, bool 
                bias = to_backend(b, d.down.bias);
   const Buffer normed = b.allocate(static_cast<size_t>(p.m * p.k) * 2, "normed"),
                hidden = b.allocate(static_cast<size_t>(p.m * d.down.p.k) * 2, "hidden");
-  RmsNormArgs n;
-  n.x = residual.data<float>();
-  n.weight = weight.data<float>();
-  n.count = p.m;
-  n.n = p.k;
-  n.out_type = p.type;
-  n.out = normed.data<uint16_t>();
+  const RmsNormArgs n = norm_of(p, residual, weight, normed);
   GemmArgs up;
   up.x = normed.data<uint16_t>();
   up.m = p.m;
