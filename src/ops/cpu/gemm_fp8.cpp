@@ -21,6 +21,7 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/gemm_fp8.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // Once for each target:
+#include "ops/cpu/norm-inl.h"
 #include "ops/cpu/simd-inl.h"
 
 #ifndef ISOBIT_OPS_CPU_GEMM_FP8_ONCE_
@@ -141,6 +142,7 @@ namespace isobit::cpu {
 
 HWY_EXPORT(DecodeWeights);
 HWY_EXPORT(FoldBlock);
+HWY_EXPORT(SumOfSquares);
 
 namespace {
 
@@ -259,12 +261,13 @@ void gate(const Cpu& cpu, const GateArgs& a) {
 }
 
 void quantize_fp8(const Cpu& cpu, const QuantizeFp8Args& a) {
+  const auto sum_of_squares = for_target(HWY_DISPATCH_TABLE(SumOfSquares), cpu.simd);
   const int64_t blocks = fp8_blocks(a.n), stride = fp8_row_bytes(a.n);
   cpu.pool.parallel_for(a.count, [&](int, int64_t row) {
     float norm = 0.0f;
     if (a.weight != nullptr) {
       const float* x = static_cast<const float*>(a.x) + row * a.n;
-      norm = numerics::rms_scale(numerics::sum_of_squares(x, a.n), a.n, a.eps);
+      norm = numerics::rms_scale(sum_of_squares(x, static_cast<size_t>(a.n)), a.n, a.eps);
     }
     const auto round = [&](float v) {
       const uint16_t h = narrow(a.round_type, v);
