@@ -24,6 +24,25 @@ TEST(DraftsCpu, TreesEqualPlainDecoding) {
   }
 }
 
+// Prefill, decode and verify rows of any settings in one call: each request as if it were alone.
+TEST(DraftsCpu, MixedStepsEqualSoloRuns) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  Backends backends;
+  for (const int64_t vocab : {9, 200, 1100}) {
+    Backend& backend = backends.random(random);
+    SCOPED_TRACE(fmt::format("vocab {} {}", vocab, backends.last()));
+    const auto pool = backend.make_sampler(16, vocab), solo = backend.make_sampler(16, vocab),
+               planted = backend.make_sampler(16, vocab);
+    const ToyTarget target(vocab, random.bits());
+    const MixedSteps seen = compare_with_solo(
+        random, *pool, *solo, *planted, target, 12,
+        [&](SamplerSlots& slots, const DraftStep& s) { return run_on_host(backend, slots, s, vocab); });
+    EXPECT_TRUE(seen.prefills > 0 && seen.decodes > 0 && seen.verifies > 0);
+    EXPECT_GT(seen.planted, 0) << "noise keyed by the batch row was not seen";
+  }
+}
+
 // A tree of a slot that counts must be a path to the root; a row that is none fails alone, and nothing is accepted
 // through it.
 TEST(DraftsCpu, BadPathsFailAlone) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "numerics/philox.h"
@@ -66,24 +67,40 @@ struct DraftStep {
   }
   int64_t rows() const { return static_cast<int64_t>(slots.size()); }
   int64_t requests() const { return static_cast<int64_t>(first_row.size()) - 1; }
+  // A request's rows as a step of their own.
+  DraftStep alone(int64_t request) const {
+    const int32_t first = first_row[static_cast<size_t>(request)], end = first_row[static_cast<size_t>(request) + 1];
+    const auto part = [&](const auto& v) {
+      const auto each = static_cast<std::ptrdiff_t>(v.size() / slots.size());
+      return std::decay_t<decltype(v)>(v.begin() + first * each, v.begin() + end * each);
+    };
+    DraftStep s{part(logits), part(slots), part(positions), {0, end - first}, part(parents), part(tokens)};
+    for (int32_t& parent : s.parents) parent = parent == -1 ? -1 : parent - first;
+    return s;
+  }
 };
 
 struct DraftResult {
-  std::vector<int32_t> tokens, status, accepted, bonus, path;
+  std::vector<int32_t> tokens, status, accepted, bonus, path, top_ids;
+  std::vector<float> logprobs, top_logprobs;  // of slots that ask for them
 
   explicit DraftResult(const DraftStep& s)
       : tokens(s.slots.size(), 777),
         status(s.slots.size(), 777),
         accepted(s.first_row.size() - 1, 777),
         bonus(accepted),
-        path(s.slots.size(), 777) {}
+        path(s.slots.size(), 777),
+        top_ids(s.slots.size() * kMaxTopLogprobs, 777),
+        logprobs(s.slots.size(), 777.0f),
+        top_logprobs(s.slots.size() * kMaxTopLogprobs, 777.0f) {}
 };
 
 // The arguments of the step, of arrays wherever they lie.
 struct DraftPointers {
   const float* logits;
   const int32_t *slots, *positions, *first_row, *parents, *drafted;
-  int32_t *tokens, *status, *accepted, *bonus, *path;
+  int32_t *tokens, *status, *accepted, *bonus, *path, *top_ids;
+  float *logprobs, *top_logprobs;
 };
 inline SampleArgs draft_args(const DraftStep& s, const DraftPointers& p, int64_t vocab) {
   SampleArgs a;
@@ -91,16 +108,18 @@ inline SampleArgs draft_args(const DraftStep& s, const DraftPointers& p, int64_t
   a.rows = s.rows(), a.vocab = vocab;
   a.drafts = {s.requests(), p.first_row, p.parents, p.drafted, p.accepted, p.bonus, p.path};
   a.tokens = p.tokens, a.status = p.status;
+  a.logprobs = p.logprobs, a.top_ids = p.top_ids, a.top_logprobs = p.top_logprobs;
   a.check();
   return a;
 }
 inline DraftResult run_on_host(Backend& backend, SamplerSlots& pool, const DraftStep& s, int64_t vocab) {
   DraftResult r(s);
-  backend.sample(pool, draft_args(s,
-                                  {s.logits.data(), s.slots.data(), s.positions.data(), s.first_row.data(),
-                                   s.parents.data(), s.tokens.data(), r.tokens.data(), r.status.data(),
-                                   r.accepted.data(), r.bonus.data(), r.path.data()},
-                                  vocab));
+  backend.sample(pool,
+                 draft_args(s,
+                            {s.logits.data(), s.slots.data(), s.positions.data(), s.first_row.data(), s.parents.data(),
+                             s.tokens.data(), r.tokens.data(), r.status.data(), r.accepted.data(), r.bonus.data(),
+                             r.path.data(), r.top_ids.data(), r.logprobs.data(), r.top_logprobs.data()},
+                            vocab));
   return r;
 }
 
@@ -205,6 +224,87 @@ int compare_trees(Random& random, Backend& plain, SamplerSlots& pool, SamplerSlo
     }
   }
   return compared;
+}
+
+// What a step gave one request; rows counted from its root, floats by their bits.
+struct RequestResult {
+  int32_t accepted, bonus;
+  std::vector<int32_t> tokens, status, path, top_ids;
+  std::vector<uint32_t> logprobs, top_logprobs;
+  bool operator==(const RequestResult&) const = default;
+
+  RequestResult(const DraftStep& s, const DraftResult& r, int64_t request)
+      : accepted(r.accepted[static_cast<size_t>(request)]), bonus(r.bonus[static_cast<size_t>(request)]) {
+    const int32_t first = s.first_row[static_cast<size_t>(request)];
+    for (int32_t i = first; i < s.first_row[static_cast<size_t>(request) + 1]; i++) {
+      const auto row = static_cast<size_t>(i);
+      tokens.push_back(r.tokens[row]);
+      status.push_back(r.status[row]);
+      path.push_back(r.path[row] < 0 ? r.path[row] : r.path[row] - first);
+      logprobs.push_back(numerics::bits(r.logprobs[row]));
+      for (size_t j = row * kMaxTopLogprobs; j < (row + 1) * kMaxTopLogprobs; j++) {
+        top_ids.push_back(r.top_ids[j]);
+        top_logprobs.push_back(numerics::bits(r.top_logprobs[j]));
+      }
+    }
+  }
+};
+
+// Steps that mix requests whose prompt has just ended (one sample each), requests that decode, and requests that verify
+// drafts of differing numbers, each of any settings and all in one launch: every request gets the bytes that it gets
+// alone, step after step, so that the counts kept are the same, too. `run(pool, step)` is the operator.
+struct MixedSteps {
+  int prefills = 0, decodes = 0, verifies = 0;
+  int planted = 0;  // requests that differ where the noise is keyed by the row in the batch
+};
+template <typename Run>
+MixedSteps compare_with_solo(Random& random, SamplerSlots& pool, SamplerSlots& solo, SamplerSlots& by_batch_row,
+                             const ToyTarget& target, int steps, Run&& run) {
+  MixedSteps seen;
+  std::vector<std::vector<int32_t>> contexts(static_cast<size_t>(pool.slots()));
+  std::vector<int> order(contexts.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto start = [&](int slot, std::vector<int32_t>& prompt) {
+    prompt.clear();
+    for (int n = 1 + random.below(20); n > 0; n--) prompt.push_back(random.below(static_cast<int>(target.vocab())));
+    SamplingParams p = draft_params(random, target.vocab());
+    p.top_logprobs = random.below(2) == 0 ? -1 : random.below(kMaxTopLogprobs + 1);
+    p.processed_logprobs = random.below(2) == 0;
+    for (SamplerSlots* slots : {&pool, &solo, &by_batch_row}) slots->assign(slot, p, prompt);
+  };
+  for (int n = 0; n < steps; n++) {
+    DraftStep step;
+    for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[random.bits() % i]);
+    for (const int slot : order) {
+      std::vector<int32_t>& context = contexts[static_cast<size_t>(slot)];
+      int most_drafts = 0;
+      if (context.empty() || random.below(4) == 0) {
+        start(slot, context);
+        seen.prefills++;
+      } else if (random.below(2) == 0) {
+        most_drafts = 1 + random.below(12);
+        seen.verifies++;
+      } else {
+        seen.decodes++;
+      }
+      step.add_tree(random, target, slot, context, most_drafts);
+    }
+    const DraftResult all = run(pool, step);
+    for (int64_t i = 0; i < step.requests(); i++) {
+      DraftStep alone = step.alone(i);
+      const RequestResult got(step, all, i), want(alone, run(solo, alone), 0);
+      EXPECT_TRUE(got == want) << fmt::format("step {} request {} of {} rows: bonus {} alone {}", n, i, alone.rows(),
+                                              got.bonus, want.bonus);
+      if (!(got == want)) return seen;
+      for (int32_t& position : alone.positions) position += step.first_row[static_cast<size_t>(i)];
+      seen.planted += got == RequestResult(alone, run(by_batch_row, alone), 0) ? 0 : 1;
+      std::vector<int32_t>& context = contexts[static_cast<size_t>(alone.slots[0])];
+      for (const int32_t row : want.path) {
+        if (row >= 0 && want.bonus >= 0) context.push_back(want.tokens[static_cast<size_t>(row)]);
+      }
+    }
+  }
+  return seen;
 }
 
 }  // namespace isobit::testing

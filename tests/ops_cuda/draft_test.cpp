@@ -14,19 +14,22 @@ DraftResult run_on_gpu(SamplerSlots& pool, const DraftStep& s, int64_t vocab) {
   const GpuArray<float> logits(s.logits);
   const GpuArray<int32_t> slots(s.slots), positions(s.positions), first_row(s.first_row), parents(s.parents),
       drafted(s.tokens), tokens(s.slots.size()), status(s.slots.size()), accepted(r.accepted.size()),
-      bonus(r.bonus.size()), path(s.slots.size());
+      bonus(r.bonus.size()), path(s.slots.size()), top_ids(r.top_ids);
+  const GpuArray<float> logprobs(r.logprobs), top_logprobs(r.top_logprobs);
   cuda::KernelContext context;
   context.sm_count = 132;
   launch_sample(pool,
                 draft_args(s,
                            {logits.data(), slots.data(), positions.data(), first_row.data(), parents.data(),
-                            drafted.data(), tokens.data(), status.data(), accepted.data(), bonus.data(), path.data()},
+                            drafted.data(), tokens.data(), status.data(), accepted.data(), bonus.data(), path.data(),
+                            top_ids.data(), logprobs.data(), top_logprobs.data()},
                            vocab),
                 context);
   cuda::check(cudaDeviceSynchronize(), "sample");
   EXPECT_TRUE(tokens.guards_intact() && accepted.guards_intact() && bonus.guards_intact() && path.guards_intact());
+  EXPECT_TRUE(top_ids.guards_intact() && logprobs.guards_intact() && top_logprobs.guards_intact());
   r.tokens = tokens.get(), r.status = status.get(), r.accepted = accepted.get(), r.bonus = bonus.get();
-  r.path = path.get();
+  r.path = path.get(), r.top_ids = top_ids.get(), r.logprobs = logprobs.get(), r.top_logprobs = top_logprobs.get();
   return r;
 }
 
@@ -46,6 +49,35 @@ TEST(GpuDrafts, TreesEqualPlainDecoding) {
     compared += compare_trees(random, *plain, *pool, *plain_pool, target, round == 0 ? 10 : 30, most,
                               [&](const DraftStep& s) { return run_on_gpu(*pool, s, vocab); });
   }
+}
+
+// Prefill, decode and verify rows of any settings in one launch: each request as if it were alone, where a cluster of
+// more CTAs has the row; and as the CPU has it.
+TEST(GpuDrafts, MixedStepsEqualSoloRuns) {
+  Random random;
+  SCOPED_TRACE(random.note());
+  const auto cpu = make_cpu_backend({1, ""});
+  for (const int64_t vocab : {200, 50257, 151936}) {
+    SCOPED_TRACE(fmt::format("vocab {}", vocab));
+    constexpr int kSlots = 12;
+    const auto make = [&] { return cuda::make_sampler_slots(kSlots, vocab, {}); };
+    const auto pool = make(), solo = make(), planted = make();
+    const ToyTarget target(vocab, random.bits());
+    const MixedSteps seen =
+        compare_with_solo(random, *pool, *solo, *planted, target, vocab == 200 ? 20 : 2,
+                          [&](SamplerSlots& slots, const DraftStep& s) { return run_on_gpu(slots, s, vocab); });
+    EXPECT_TRUE(seen.prefills > 0 && seen.decodes > 0 && seen.verifies > 0);
+    EXPECT_GT(seen.planted, 0) << "noise keyed by the batch row was not seen";
+  }
+  // The same on two backends.
+  constexpr int64_t kVocab = 2000;
+  const auto pool = cuda::make_sampler_slots(8, kVocab, {}), planted = cuda::make_sampler_slots(8, kVocab, {});
+  const auto on_cpu = cpu->make_sampler(8, kVocab);
+  compare_with_solo(random, *pool, *on_cpu, *planted, ToyTarget(kVocab, random.bits()), 6,
+                    [&](SamplerSlots& slots, const DraftStep& s) {
+                      return &slots == on_cpu.get() ? run_on_host(*cpu, slots, s, kVocab)
+                                                    : run_on_gpu(slots, s, kVocab);
+                    });
 }
 
 // Every output equals the CPU's, whatever the parents and tokens are.
