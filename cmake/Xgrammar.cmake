@@ -3,6 +3,8 @@ set(ISOBIT_XGRAMMAR_VERSION 0.2.8)
 set(ISOBIT_XGRAMMAR_SHA256 8305646fd2b319d6c3003f51a1665e54cbbe9cba1fb636bc41d0b46434ccbb80)
 set(ISOBIT_XGRAMMAR_SOURCE "" CACHE PATH "Folder of xgrammar's unpacked source package; empty: fetched from PyPI")
 
+set(ISOBIT_XGRAMMAR_LIBRARY "" CACHE FILEPATH "libxgrammar.a of another build folder (its code is never instrumented); empty: built here")
+
 function(isobit_fetch_xgrammar folder_out)
   if(ISOBIT_XGRAMMAR_SOURCE)
     set(${folder_out} ${ISOBIT_XGRAMMAR_SOURCE} PARENT_SCOPE)
@@ -47,12 +49,19 @@ endfunction()
 # made in well under the time of a step.
 function(isobit_xgrammar_library)
   isobit_fetch_xgrammar(folder)
+  set(includes ${folder}/include ${folder}/3rdparty/dlpack/include)
+  if(ISOBIT_XGRAMMAR_LIBRARY)
+    add_library(xgrammar STATIC IMPORTED)
+    set_target_properties(xgrammar PROPERTIES IMPORTED_LOCATION ${ISOBIT_XGRAMMAR_LIBRARY})
+    target_include_directories(xgrammar SYSTEM INTERFACE ${includes})
+    return()
+  endif()
   file(GLOB sources ${folder}/cpp/*.cc ${folder}/cpp/converter_ext/*.cc ${folder}/cpp/support/*.cc)
   list(REMOVE_ITEM sources ${folder}/cpp/json_schema_converter.cc)
   set(mended ${PROJECT_BINARY_DIR}/xgrammar/json_schema_converter.cc)
   isobit_mend_xgrammar(${folder}/cpp/json_schema_converter.cc ${mended})
   add_library(xgrammar STATIC ${sources} ${mended})
-  target_include_directories(xgrammar SYSTEM PUBLIC ${folder}/include ${folder}/3rdparty/dlpack/include
+  target_include_directories(xgrammar SYSTEM PUBLIC ${includes}
     PRIVATE ${folder}/cpp ${folder}/3rdparty/picojson)
   # LOG_CUSTOMIZE: what it refuses and says comes to functions of ours (grammar/xgrammar_log.cpp).
   target_compile_definitions(xgrammar PRIVATE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_ENABLE_INTERNAL_CHECK=0 XGRAMMAR_LOG_CUSTOMIZE=1)

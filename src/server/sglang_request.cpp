@@ -50,7 +50,7 @@ void read_logprobs(const Fields& fields, CompletionRequest& r, SglangOptions& op
   r.prompt_logprobs = wanted && options.logprob_start >= 0;
 }
 
-void read_sampling(const Fields& fields, const Session& session, CompletionRequest& r) {
+void read_sampling_params(const Fields& fields, const Session& session, CompletionRequest& r) {
   const int64_t vocab = session.tokenizer().vocab_size();
   const auto context = static_cast<int64_t>(session.options().context);
   r.sampling = session.sampling_defaults().over({});
@@ -79,7 +79,7 @@ CompletionRequest read_generate(const Json& body, const Session& session, const 
   CompletionRequest r;
   r.kind = CompletionKind::kSglang;
   read_prompts(fields, session, r, options);
-  read_sampling(sampling, session, r);
+  read_sampling_params(sampling, session, r);
   r.n = static_cast<int32_t>(sampling.integer("n", 1, 1, limits.choices));
   read_logprobs(fields, r, options);
   r.stream = fields.flag("stream", false);

@@ -8,7 +8,7 @@
 
 namespace isobit {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 struct ChatTemplate::Parsed {
   jinja::Program program;
@@ -22,30 +22,30 @@ using jinja::Value;
 // Deeper JSON would only be cut off later, by a template that prints it.
 constexpr int kMaxJsonDepth = 256;
 
-Value to_value(Heap& heap, const Json& json, int depth) {
+Value to_value(Heap& heap, const OrderedJson& json, int depth) {
   require(depth <= kMaxJsonDepth, "the chat template's context is nested more than {} deep; flatten it", kMaxJsonDepth);
   switch (json.type()) {
-    case Json::value_t::boolean:
+    case OrderedJson::value_t::boolean:
       return Value::boolean(json.get<bool>());
-    case Json::value_t::number_integer:
+    case OrderedJson::value_t::number_integer:
       return Value::integer(json.get<int64_t>());
-    case Json::value_t::number_unsigned: {
+    case OrderedJson::value_t::number_unsigned: {
       const auto number = json.get<uint64_t>();
       require(number <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()),
               "the integer {} in the chat template's context is larger than 64 signed bits", number);
       return Value::integer(static_cast<int64_t>(number));
     }
-    case Json::value_t::number_float:
+    case OrderedJson::value_t::number_float:
       return Value::floating(json.get<double>());
-    case Json::value_t::string:
+    case OrderedJson::value_t::string:
       return Value::constant(json.get_ref<const std::string&>());
-    case Json::value_t::array: {
+    case OrderedJson::value_t::array: {
       jinja::Values items;
       items.reserve(json.size());
-      for (const Json& item : json) items.push_back(to_value(heap, item, depth + 1));
+      for (const OrderedJson& item : json) items.push_back(to_value(heap, item, depth + 1));
       return Value(&heap.adopt<jinja::Sequence>(jinja::Type::kList, std::move(items)));
     }
-    case Json::value_t::object: {
+    case OrderedJson::value_t::object: {
       auto& dict = heap.adopt<jinja::Dict>();
       for (const auto& [key, item] : json.items()) dict.set_text(heap, key, to_value(heap, item, depth + 1));
       return Value(&dict);
@@ -62,18 +62,18 @@ std::tm local_time() {
   return parts;
 }
 
-Json parse_json(const std::string& text, const char* what) {
-  Json json = Json::parse(text, nullptr, false);
+OrderedJson parse_json(const std::string& text, const char* what) {
+  OrderedJson json = OrderedJson::parse(text, nullptr, false);
   require(!json.is_discarded(), "the chat template's {} are not valid JSON: {:.80}", what, text);
   return json;
 }
 
-Json message_json(const Message& message) {
-  Json json = Json::object();
+OrderedJson message_json(const Message& message) {
+  OrderedJson json = OrderedJson::object();
   json["role"] = message.role;
   json["content"] = message.content;
   if (message.extra_json.empty()) return json;
-  const Json extra = parse_json(message.extra_json, "message fields");
+  const OrderedJson extra = parse_json(message.extra_json, "message fields");
   require(extra.is_object(), "a message's further fields must be a JSON object, not {:.80}", message.extra_json);
   for (const auto& [key, value] : extra.items()) json[key] = value;
   return json;
@@ -102,16 +102,16 @@ ChatTemplate ChatTemplate::plain() {
 }
 
 std::string ChatTemplate::render(std::span<const Message> messages, const ChatContext& context) const {
-  Json json = Json::object();
-  json["messages"] = Json::array();
+  OrderedJson json = OrderedJson::object();
+  json["messages"] = OrderedJson::array();
   for (const Message& message : messages) json["messages"].push_back(message_json(message));
-  json["tools"] = context.tools_json.empty() ? Json() : parse_json(context.tools_json, "tools");
-  json["documents"] = context.documents_json.empty() ? Json() : parse_json(context.documents_json, "documents");
+  json["tools"] = context.tools_json.empty() ? OrderedJson() : parse_json(context.tools_json, "tools");
+  json["documents"] = context.documents_json.empty() ? OrderedJson() : parse_json(context.documents_json, "documents");
   json["add_generation_prompt"] = context.add_generation_prompt;
   json["bos_token"] = context.bos_token;
   json["eos_token"] = context.eos_token;
   if (!context.extra_json.empty()) {
-    const Json extra = parse_json(context.extra_json, "further variables");
+    const OrderedJson extra = parse_json(context.extra_json, "further variables");
     require(extra.is_object(), "the chat template's further variables must be a JSON object, not {:.80}",
             context.extra_json);
     for (const auto& [key, value] : extra.items()) json[key] = value;
@@ -119,7 +119,7 @@ std::string ChatTemplate::render(std::span<const Message> messages, const ChatCo
   return render(json);
 }
 
-std::string ChatTemplate::render(const Json& context) const {
+std::string ChatTemplate::render(const OrderedJson& context) const {
   require(context.is_object(), "the chat template's context must be a JSON object");
   auto lookup = [&context](Heap& heap, const std::string& name, Value& out) {
     auto it = context.find(name);

@@ -35,7 +35,7 @@ class Structured(Case):
     def test_schemas(self):
         wrapped = {"type": "json_schema", "json_schema": {"name": "pet", "schema": SCHEMA}}
         complete = 0
-        for seed in range(12):
+        for seed in range(6):
             text, reason = self.ask(seed, response_format=wrapped)
             if reason == "stop":
                 self.assertTrue(satisfies(text), text)

@@ -395,7 +395,7 @@ TEST(SamplingCpu, DrawsFollowTheDistribution) {
   for (SamplingParams& p : filters) {
     p.seed = random.bits();
     int cells = 0;
-    const double x = chi_square(*backend, y, p, 100000, cells);
+    const double x = chi_square(*backend, y, p, testing::cases(100000), cells);
     const double freedom = cells - 1;
     // Wilson-Hilferty: the cube root is nearly normal. Five deviations: one false alarm in millions.
     const double deviate = (std::cbrt(x / freedom) - (1 - 2 / (9 * freedom))) / std::sqrt(2 / (9 * freedom));

@@ -11,7 +11,7 @@
 namespace isobit {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 const std::vector<Message> kTalk = {{"system", "Be kind.", ""}, {"user", "Hi", ""}};
 
@@ -90,11 +90,11 @@ TEST(ChatTemplate, BadJsonIsNamed) {
   EXPECT_THROW(ChatTemplate::chatml().render(kTalk, context), Error);
   const std::vector<Message> talk = {{"user", "x", "nope"}};
   EXPECT_THROW(ChatTemplate::chatml().render(talk, {}), Error);
-  EXPECT_THROW(ChatTemplate("{{ x }}").render(Json::array()), Error);
-  EXPECT_THROW(ChatTemplate("{{ x }}").render(Json{{"x", 18446744073709551615u}}), Error);
-  Json deep = 1;
-  for (int i = 0; i < 300; ++i) deep = Json::array({deep});
-  EXPECT_THROW(ChatTemplate("{{ x }}").render(Json{{"x", deep}}), Error);
+  EXPECT_THROW(ChatTemplate("{{ x }}").render(OrderedJson::array()), Error);
+  EXPECT_THROW(ChatTemplate("{{ x }}").render(OrderedJson{{"x", 18446744073709551615u}}), Error);
+  OrderedJson deep = 1;
+  for (int i = 0; i < 300; ++i) deep = OrderedJson::array({deep});
+  EXPECT_THROW(ChatTemplate("{{ x }}").render(OrderedJson{{"x", deep}}), Error);
 }
 
 TEST(ChatTemplate, BytesThatAreNoUtf8PassThrough) {

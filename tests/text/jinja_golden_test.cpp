@@ -11,7 +11,7 @@
 namespace isobit {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 std::string read(const std::string& name) {
   std::ifstream file(std::string(ISOBIT_SOURCE_DIR "/tests/text/data/") + name, std::ios::binary);
@@ -59,7 +59,7 @@ TemplateOptions golden_options() {
   return options;
 }
 
-Json render(const std::string& source, const Json& context) {
+OrderedJson render(const std::string& source, const OrderedJson& context) {
   try {
     return {{"out", ChatTemplate(source, golden_options()).render(context)}};
   } catch (const TemplateError& error) {
@@ -67,7 +67,7 @@ Json render(const std::string& source, const Json& context) {
   }
 }
 
-void expect_golden(const Json& golden, const Json& mine) {
+void expect_golden(const OrderedJson& golden, const OrderedJson& mine) {
   if (golden.contains("out")) {
     ASSERT_TRUE(mine.contains("out")) << "Jinja2 renders it; here: " << mine.dump();
     EXPECT_EQ(mine["out"].get<std::string>(), golden["out"].get<std::string>());
@@ -82,9 +82,9 @@ void expect_golden(const Json& golden, const Json& mine) {
 }
 
 TEST(JinjaGolden, Expressions) {
-  const Json goldens = Json::parse(read("template_goldens.json"));
+  const OrderedJson goldens = OrderedJson::parse(read("template_goldens.json"));
   ASSERT_GT(goldens["expressions"].size(), 1000u);
-  for (const Json& golden : goldens["expressions"]) {
+  for (const OrderedJson& golden : goldens["expressions"]) {
     const std::string source = golden["t"].get<std::string>();
     SCOPED_TRACE(source);
     expect_golden(golden, render(source, goldens["context"]));
@@ -92,15 +92,15 @@ TEST(JinjaGolden, Expressions) {
 }
 
 TEST(JinjaGolden, ChatTemplates) {
-  const Json goldens = Json::parse(read("template_goldens.json"));
-  const Json conversations = Json::parse(read("conversations.json"));
+  const OrderedJson goldens = OrderedJson::parse(read("template_goldens.json"));
+  const OrderedJson conversations = OrderedJson::parse(read("conversations.json"));
   ASSERT_GE(goldens["chats"].size(), 20u);
   for (const auto& [name, rendered] : goldens["chats"].items()) {
     const std::string source = read("chat_templates/" + name + ".jinja");
     ASSERT_EQ(rendered.size(), conversations.size());
     for (const auto& [conversation, golden] : rendered.items()) {
       SCOPED_TRACE(name + " / " + conversation);
-      Json context = {{"bos_token", "<s>"}, {"eos_token", "</s>"}};
+      OrderedJson context = {{"bos_token", "<s>"}, {"eos_token", "</s>"}};
       for (const auto& [key, value] : conversations[conversation].items()) context[key] = value;
       expect_golden(golden, render(source, context));
     }

@@ -9,7 +9,7 @@
 namespace isobit {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 struct Outcome {
   TemplateErrorKind kind;
@@ -18,7 +18,7 @@ struct Outcome {
 };
 
 Outcome failure(const std::string& source, TemplateLimits limits = {}) {
-  const Json context = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
+  const OrderedJson context = {{"messages", {{{"role", "user"}, {"content", "hi"}}}}};
   const auto start = std::chrono::steady_clock::now();
   try {
     TemplateOptions options;
@@ -135,7 +135,7 @@ TEST(JinjaHostile, DepthWithoutEnd) {
 
 // A long chain of values must also be freed without recursion.
 TEST(JinjaHostile, LongChainsAreFreed) {
-  const Json context = Json::object();
+  const OrderedJson context = OrderedJson::object();
   const std::string chain =
       "{% set ns = namespace(v=none) %}{% for i in range(90000) %}{% set ns.v = namespace(v=ns.v) %}{% endfor %}ok";
   EXPECT_EQ(ChatTemplate(chain).render(context), "ok");
@@ -167,7 +167,7 @@ TEST(JinjaHostile, IntegersPast64Bits) {
     EXPECT_EQ(failure(source).kind, TemplateErrorKind::kRuntime);
   }
   EXPECT_EQ(failure("{{ 9223372036854775808 }}").kind, TemplateErrorKind::kSyntax);
-  const Json none = Json::object();
+  const OrderedJson none = OrderedJson::object();
   EXPECT_EQ(ChatTemplate("{{ (-9223372036854775807 - 1) % -1 }}").render(none), "0");
   EXPECT_EQ(ChatTemplate("{{ 'abc'[9223372036854775807:] }}|{{ 'abc'[::-9223372036854775807] }}").render(none), "|c");
   EXPECT_EQ(ChatTemplate("{{ [1, 2, 3][-9223372036854775807:9223372036854775807:9223372036854775807] }}").render(none),
