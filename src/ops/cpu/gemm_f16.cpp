@@ -17,6 +17,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/gemm_f16.cpp"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "ops/cpu/chain-inl.h"
@@ -37,7 +38,10 @@ struct F16Rows {
   std::vector<float> value;
   std::vector<uint8_t> below;    // exponent under 15, the largest; 255 for a zero
   std::vector<uint8_t> general;  // [m]: rows for the scalar rule
+  // Of a single row: the same as `below`, kSingleZero for a zero, where f16 has its exponent, in both halves.
+  std::vector<uint32_t> below_words;
 };
+constexpr uint32_t kSingleZero = 63;
 
 struct F16Job {
   const GemmArgs* args;
@@ -71,6 +75,15 @@ void prepare_f16_row(const F16Job& job, int64_t row) {
     general = general || mantissas >= kFullMantissasF16;
   }
   x.general[static_cast<size_t>(row)] = general ? 1 : 0;
+}
+
+// Also for a single row's chain.
+void prepare_f16_single(const F16Job& job) {
+  prepare_f16_row(job, 0);
+  for (int64_t i = 0; i < job.x->padded; i++) {
+    job.x->below_words[static_cast<size_t>(i)] =
+        std::min<uint32_t>(job.x->below[static_cast<size_t>(i)], kSingleZero) * (1u << 10 | 1u << 26);
+  }
 }
 
 // By the scalar rule: the sums of one row and panel.
@@ -134,6 +147,107 @@ void RunF16Slice(const F16Job& job, const F16Linear::Panel& p, int64_t begin, in
   for (int r = 0; r < n; r++) ChainPanel<1>(s.w, s.exponent, steps, rows + r);
 }
 
+#if HWY_TARGET != HWY_SCALAR
+// A panel's outputs for one k, or half of them where vectors are short.
+using H16 = hn::CappedTag<uint16_t, kPanel>;
+using HF = hn::Repartition<float, H16>;
+using HU = hn::Repartition<uint32_t, H16>;
+
+// The chain of one row, the weights used as they are converted. Exponents are found in f16's own words, where one
+// instruction serves twice the lanes: of 8 products 5 instructions make and add them, 4 find E, 2 end a step: 11, and
+// E of the next step does not wait for this one's sum.
+struct SingleF16 {
+  static constexpr uint16_t kLift = 30;             // so that exponents less `below` stay positive
+  static constexpr uint32_t kBias = 127 - 15 - 15;  // f32's exponent of a product from the sum of both as stored
+  static constexpr size_t kAhead = 4096;            // bytes: what two memory accesses take
+
+  // In its top six bits, for each lane, the largest sum of exponents of a step's products; 0 where all are zero. E is
+  // then kBias, whose quantum is under the least product's last bit: c stays what it is.
+  HWY_INLINE static hn::Vec<H16> Exponents(const uint16_t* words, const uint32_t* below) {
+    const H16 d;
+    auto largest = hn::Zero(d);
+    ISOBIT_UNROLL(16)
+    for (int i = 0; i < 16; i++) {
+      const auto magnitude = hn::And(hn::LoadU(d, words + i * kPanel), hn::Set(d, 0x7fff));
+      const auto lifted = hn::Add(hn::Max(magnitude, hn::Set(d, 1 << 10)), hn::Set(d, kLift << 10));
+      const auto nonzero = hn::IfThenZeroElse(hn::Eq(magnitude, hn::Zero(d)), lifted);
+      largest = hn::Max(largest, hn::SaturatedSub(nonzero, hn::BitCast(d, hn::Set(HU(), below[i]))));
+    }
+    return largest;
+  }
+
+  // 2^(25-E).
+  HWY_INLINE static hn::Vec<HF> Up(hn::Vec<HU> sum, hn::Vec<HF> c) {
+    const HU du;
+    const auto of_products = hn::ShiftLeft<23>(hn::Add(hn::ShiftRight<10>(sum), hn::Set(du, kBias)));
+    const auto of_c = hn::And(hn::BitCast(du, c), hn::Set(du, 0x7f800000));
+    return hn::BitCast(HF(), hn::Sub(hn::Set(du, 279u << 23), hn::Max(of_products, of_c)));
+  }
+  HWY_INLINE static hn::Vec<HF> Down(hn::Vec<HF> up) {
+    return hn::BitCast(HF(), hn::Sub(hn::Set(HU(), 254u << 23), hn::BitCast(HU(), up)));
+  }
+  HWY_INLINE static hn::Vec<HF> Load(const uint16_t* words) {
+    const hn::Rebind<hwy::float16_t, HF> d;
+    return hn::PromoteTo(HF(), hn::BitCast(d, hn::LoadU(hn::Rebind<uint16_t, HF>(), words)));
+  }
+
+  // The outputs from `block` on. The rounding mode must be toward zero.
+  HWY_INLINE static void Run(const uint16_t* words, int64_t steps, const float* x, const uint32_t* below, float* acc) {
+    const HF d;
+    const size_t half = hn::Lanes(d);
+    auto c0 = hn::LoadU(d, acc), c1 = hn::LoadU(d, acc + half);
+    auto largest = Exponents(words, below);
+    for (int64_t s = 0; s < steps; s++) {
+      const auto* ahead = reinterpret_cast<const std::byte*>(words) + kAhead;
+      for (size_t at = 0; at < 16 * kPanel * sizeof(uint16_t); at += 64) hwy::Prefetch(ahead + at);
+      const hn::Half<H16> dh;
+      const auto up0 = Up(hn::PromoteTo(HU(), hn::LowerHalf(dh, largest)), c0);
+      const auto up1 = Up(hn::PromoteTo(HU(), hn::UpperHalf(dh, largest)), c1);
+      auto s0 = Truncate(d, hn::Mul(c0, up0)), s1 = Truncate(d, hn::Mul(c1, up1));
+      const int64_t next = s + 1 < steps ? 16 : 0;
+      largest = Exponents(words + next * kPanel, below + next);
+      ISOBIT_UNROLL(16)
+      for (int i = 0; i < 16; i++) {
+        const auto a = hn::Set(d, x[i]);
+        const auto w0 = Load(words + i * kPanel), w1 = Load(words + i * kPanel + half);
+        s0 = Settle(hn::Add(s0, Truncate(d, hn::Mul(hn::Mul(w0, a), up0))));
+        s1 = Settle(hn::Add(s1, Truncate(d, hn::Mul(hn::Mul(w1, a), up1))));
+      }
+      c0 = hn::Mul(CutToFloat(d, s0), Down(up0));
+      c1 = hn::Mul(CutToFloat(d, s1), Down(up1));
+      words += 16 * kPanel;
+      x += 16;
+      below += 16;
+    }
+    hn::StoreU(c0, d, acc);
+    hn::StoreU(c1, d, acc + half);
+  }
+};
+
+// Not inlined: no arithmetic may move in or out, where the rounding mode is another.
+HWY_NOINLINE void RunF16Single(const uint16_t* words, int64_t steps, const float* x, const uint32_t* below,
+                               float* acc) {
+  for (size_t block = 0; block < kPanel; block += hn::Lanes(H16())) {
+    SingleF16::Run(words + block, steps, x, below, acc + block);
+  }
+}
+#endif
+
+// `steps` steps from k on: all in one go for a single row.
+void RunF16Steps(const F16Job& job, const F16Linear::Panel& p, int64_t begin, int64_t end, int64_t k, int64_t steps,
+                 GemmScratch& s, float* acc) {
+#if HWY_TARGET != HWY_SCALAR
+  if (job.args->m == 1) {
+    if (job.x->general[0] != 0) return;
+    const TowardZeroMode mode;
+    return RunF16Single(p.words + k * kPanel, steps, job.x->value.data() + k, job.x->below_words.data() + k, acc);
+  }
+#endif
+  for (int64_t at = 0; at < steps; at += kSlice / 16) {
+    RunF16Slice(job, p, begin, end, k + 16 * at, std::min<int64_t>(kSlice / 16, steps - at), s, acc);
+  }
+}
+
 // acc[row - begin][kPanel] = the sums of rows [begin, end).
 void RunF16Chains(const F16Job& job, const F16Linear::Panel& p, int64_t begin, int64_t end, GemmScratch& s,
                   float* acc) {
@@ -143,9 +257,7 @@ void RunF16Chains(const F16Job& job, const F16Linear::Panel& p, int64_t begin, i
     const int64_t stop = std::min(job.x->padded, start + chunk);
     float* sums = start == 0 ? acc : s.sum;
     std::fill_n(sums, values, 0.0f);
-    for (int64_t at = start; at < stop; at += kSlice) {
-      RunF16Slice(job, p, begin, end, at, (std::min<int64_t>(kSlice, stop - at) + 15) / 16, s, sums);
-    }
+    RunF16Steps(job, p, begin, end, start, (stop - start + 15) / 16, s, sums);
     for (size_t i = 0; start > 0 && i < values; i++) acc[i] = numerics::canonical(numerics::fadd(acc[i], sums[i]));
   }
   for (int64_t r = begin; r < end; r++) {
@@ -213,16 +325,25 @@ void gemm_f16(const Cpu& cpu, const GemmArgs& a) {
   x.below.resize(std::max(x.below.size(), size));
   x.general.resize(std::max(x.general.size(), static_cast<size_t>(a.m)));
   const F16Job job{&a, &w, &x};
-  cpu.pool.parallel_for((a.m + 7) / 8, [&](int, int64_t i) {
-    for (int64_t r = 8 * i; r < std::min(a.m, 8 * i + 8); r++) prepare_f16_row(job, r);
-  });
+  if (a.m == 1) {
+    x.below_words.resize(std::max(x.below_words.size(), size));
+    prepare_f16_single(job);
+  } else {
+    cpu.pool.parallel_for((a.m + 7) / 8, [&](int, int64_t i) {
+      for (int64_t r = 8 * i; r < std::min(a.m, 8 * i + 8); r++) prepare_f16_row(job, r);
+    });
+  }
   const auto run = for_target(HWY_DISPATCH_TABLE(GemmF16Panel), cpu.simd);
   const int64_t panels = static_cast<int64_t>(w.panels().size()) / (w.form() == LinearForm::kGated ? 2 : 1);
   const int64_t blocks = (a.m + kRowBlock - 1) / kRowBlock;
-  cpu.pool.parallel_for(blocks * panels, [&](int, int64_t i) {
+  // A single row's panels lie in memory one after the other, and so a thread takes some at once.
+  const int64_t at_once = a.m == 1 ? kSinglePanels : 1, tasks = (panels + at_once - 1) / at_once;
+  cpu.pool.parallel_for(blocks * tasks, [&](int, int64_t i) {
     static thread_local GemmScratch scratch;
-    const int64_t begin = i / panels * kRowBlock;
-    run(job, begin, std::min(a.m, begin + kRowBlock), i % panels, scratch);
+    const int64_t begin = i / tasks * kRowBlock, first = i % tasks * at_once;
+    for (int64_t p = first; p < std::min(panels, first + at_once); p++) {
+      run(job, begin, std::min(a.m, begin + kRowBlock), p, scratch);
+    }
   });
 }
 
