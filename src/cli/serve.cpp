@@ -21,7 +21,7 @@ struct ServeFlags {
   uint16_t port = 8000;
   server::ApiOptions api;
   EngineOptions engine;
-  double drain_s = 30, header_s = 10, body_s = 60;
+  double drain_s = 30, header_s = 10, body_s = 60, grammar_s = std::chrono::duration<double>(kGrammarTime).count();
   uint32_t body_mib = 16;
   int connections = 1024;
   bool no_cache = false;
@@ -86,6 +86,7 @@ int serve(ServeFlags& f) {
   if (!f.name.empty()) f.model.model = f.name;
   if (const char* key = std::getenv("ISOBIT_API_KEY"); key != nullptr && f.api.api_key.empty()) f.api.api_key = key;
   f.engine.prefix_cache = !f.no_cache;
+  f.api.grammar_time = milliseconds(f.grammar_s);
   server::Metrics metrics;
   server::Api api(f.api, metrics);
   server::HttpServer http(
@@ -125,6 +126,9 @@ void add_serve(CLI::App& app, Command& command) {
   sub->add_option("--tokens-per-step", f->engine.tokens_per_step, "Tokens computed in one step")->capture_default_str();
   sub->add_option("--chunk", f->engine.chunk, "Longest prefill chunk; 0: as the step allows")->capture_default_str();
   sub->add_option("--pages", f->engine.pages, "Pages of the KV cache; 0: as memory allows")->capture_default_str();
+  sub->add_option("--window-pages", f->engine.window_pages,
+                  "Of them apart for layers with a sliding window; 0: as the window, --max-requests and --pages ask")
+      ->capture_default_str();
   sub->add_option("--page-size", f->engine.page_size, "Tokens a page of the KV cache")->capture_default_str();
   f->speculation.add(*sub, true);
   sub->add_option("--queue", f->api.queue, "Sequences that may wait; more are refused with 429")
@@ -143,6 +147,10 @@ void add_serve(CLI::App& app, Command& command) {
       ->capture_default_str()
       ->check(CLI::Range(0.01, 3600.0));
   sub->add_option("--body-timeout", f->body_s, "Seconds for a request's body")
+      ->capture_default_str()
+      ->check(CLI::Range(0.01, 3600.0));
+  sub->add_option("--grammar-timeout", f->grammar_s,
+                  "Seconds for making a schema, expression or grammar of structured output ready")
       ->capture_default_str()
       ->check(CLI::Range(0.01, 3600.0));
   sub->add_option("--drain", f->drain_s, "Seconds that answers under way have once the server is to stop")

@@ -1,5 +1,5 @@
 #pragma once
-// --draft-tokens, --draft-model, --draft-requests: tokens guessed ahead; the answers are the same.
+// --draft-tokens, --draft-topk, --draft-model, --draft-requests: tokens guessed ahead; the answers are the same.
 #include <CLI/CLI.hpp>
 #include <string>
 
@@ -8,7 +8,7 @@
 namespace isobit::cli {
 
 struct SpeculationFlags {
-  int32_t tokens = 0, requests = EngineOptions().draft_requests;
+  int32_t tokens = 0, branches = EngineOptions().draft_branches, requests = EngineOptions().draft_requests;
   std::string model;
   // many: the command answers several requests at once.
   void add(CLI::App& app, bool many);

@@ -14,12 +14,14 @@ namespace isobit {
 class DraftModel {
  public:
   // Throws Error for a model that cannot draft for the target: another vocabulary, or a shorter context.
+  // branches: the most that ask() is ever given.
   DraftModel(Backend& backend, const Checkpoint& file, const ModelConfig& target, const StepLimits& limits,
-             int64_t pages, int32_t page_size);
+             int64_t pages, int32_t page_size, int32_t branches);
 
-  // While a step is planned: the sequence gets `count` drafts, kUnknownToken until run(). None where more of its tokens
-  // are new to this model than the step has room for; then run() reads some of them.
-  std::vector<int32_t> ask(Sequence& s, int32_t count);
+  // While a step is planned: the sequence gets a path of `count` drafts, and beside each of them, from the first on as
+  // long as they are not more than `most` in all, the branches - 1 likeliest other tokens; kUnknownToken until run().
+  // None where more of its tokens are new to this model than the step has room for; then run() reads some of them.
+  Drafts ask(Sequence& s, int32_t count, int32_t most, int32_t branches);
   // Makes the drafts of all that asked, together. Their sampler slots are set.
   void run(SamplerSlots& slots);
 
@@ -36,12 +38,17 @@ class DraftModel {
   static const ModelConfig& checked(const ModelConfig& draft, const ModelConfig& target, const StepLimits& limits);
   void pass(int32_t draft, int32_t rows, SamplerSlots& slots);
   void sample(int32_t rows, SamplerSlots& slots);
+  void hand_out(const Asked& asked, int32_t rows) const;
 
   Backend& backend_;
   Decoder decoder_;
   KvPages pages_;
   Buffer slot_, position_, status_;
   Buffer drafted_;  // int32 [drafts, rows of a pass]
+  // With branches, int32 [rows of a pass, branches]: the likeliest tokens; and of all passes: [drafts, …].
+  int32_t branches_;
+  Buffer likely_, liked_;
+  std::vector<int32_t> drawn_, ranked_;  // drafted_ and liked_ on the host
   StepArrays arrays_;
   std::vector<Asked> asked_;
   int32_t room_;  // tokens that may still be read in the step being planned

@@ -12,8 +12,10 @@ namespace isobit {
 namespace {
 
 constexpr int32_t kDefaultContext = 4096;
-constexpr int32_t kMostDrafts = 64;  // a sequence and step
-constexpr int32_t kWindowShare = 8;  // see EngineOptions::window_pages
+constexpr int32_t kMostDrafts = 64;   // a sequence and step
+constexpr int32_t kMostBranches = 8;  // ways on from one token
+constexpr double kBranchPrice = 0.1;  // of a row of a tree's other paths, in steps
+constexpr int32_t kWindowShare = 8;   // see EngineOptions::window_pages
 constexpr float kNoLogprob = std::numeric_limits<float>::quiet_NaN();
 
 // Drafts in a step, of all sequences together: not more than leave room for everybody's next token.
@@ -29,6 +31,11 @@ std::string no_token_fits(int32_t position) {
 std::string not_finite(int32_t token) {
   return fmt::format(
       "the logits after token {} hold a NaN or no finite value: the model's weights are damaged or overflow", token);
+}
+
+std::string not_finite_keys(int32_t token) {
+  return fmt::format(
+      "the keys or values of token {} are not finite: the model's weights hold NaN or infinity, or overflow", token);
 }
 
 std::vector<float> downloaded(Backend& backend, const float* from, int64_t first, int64_t rows, int64_t columns) {
@@ -63,7 +70,7 @@ std::string_view finish_reason_name(FinishReason reason) {
   return "?";
 }
 
-// What sampling needs to know of a step's drafts (DraftTrees): each sampled sequence is one chain.
+// What sampling needs to know of a step's drafts (DraftTrees): each sampled sequence is a tree.
 struct Engine::DraftRows {
   std::vector<int32_t> first_row, parent, token;
   Buffer first_rows, parents, tokens, accepted, bonus, path;
@@ -82,10 +89,11 @@ struct Engine::DraftRows {
     int32_t row = 0;
     for (const Part& p : parts) {
       if (p.sample_row < 0) continue;
-      for (int32_t i = 0; i < p.drafts; i++) {
-        const size_t at = static_cast<size_t>(row) + static_cast<size_t>(i) + 1;
-        parent[at] = row + i;
-        token[at] = p.sequence->drafts[static_cast<size_t>(i)];
+      const Drafts& drafts = p.sequence->drafts;
+      for (size_t i = 0; i < static_cast<size_t>(p.drafts); i++) {
+        const size_t at = static_cast<size_t>(row) + i + 1;
+        parent[at] = row + 1 + drafts.parents[i];
+        token[at] = drafts.tokens[i];
       }
       row += p.sampled();
       first_row[++count] = row;
@@ -144,6 +152,8 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   require(o.priority_steps >= 0, "priority_steps is {}; it must be at least 0", o.priority_steps);
   require(o.draft_tokens >= 0 && o.draft_tokens <= kMostDrafts, "draft_tokens is {}; it must be in [0, {}]",
           o.draft_tokens, kMostDrafts);
+  require(o.draft_branches > 0 && o.draft_branches <= kMostBranches, "draft_branches is {}; it must be in [1, {}]",
+          o.draft_branches, kMostBranches);
   require(o.draft_requests > 0, "draft_requests is {}; it must be positive (draft_tokens 0 turns drafts off)",
           o.draft_requests);
   require(o.draft_file == nullptr || o.draft_tokens > 0, "a draft model without draft_tokens drafts nothing; set both");
@@ -164,7 +174,8 @@ Engine::Engine(std::unique_ptr<Backend> backend, std::shared_ptr<const Checkpoin
   load(limits);
   o.ahead = o.ahead.value_or(backend_->runs_by_itself());
   if (o.draft_file) {
-    draft_model_ = std::make_unique<DraftModel>(*backend_, *o.draft_file, config_, limits, o.pages, o.page_size);
+    draft_model_ =
+        std::make_unique<DraftModel>(*backend_, *o.draft_file, config_, limits, o.pages, o.page_size, o.draft_branches);
   }
   scheduler_ = std::make_unique<Scheduler>(scheduler_options());
   slots_ = backend_->make_sampler(o.max_requests, config_.vocab);
@@ -351,7 +362,8 @@ bool Engine::step() {
   end_overdue();
   retire();
   drafting_ = drafts_pay();
-  std::vector<Part> parts = scheduler_->plan([this](Sequence& s, int32_t most) { return propose(s, most); });
+  std::vector<Part> parts =
+      scheduler_->plan([this](Sequence& s, int32_t most, bool branches) { return propose(s, most, branches); });
   if (parts.empty() && !flight_ && !scheduler_->running().empty()) {
     // The first in order may take every page that others hold; a step without work would repeat for ever.
     throw fail(ErrorCode::kInternal, "no page for request {}: {} of {} pages are free, {} cached",
@@ -395,20 +407,23 @@ bool Engine::drafts_pay() const {
 
 // Drafts never reach past the answer's end. The text's own repetitions cost nothing, so they go first. Behind a token
 // that is not known yet there are none: the last step was started when nobody drafted.
-std::vector<int32_t> Engine::propose(Sequence& s, int32_t most) {
+// Rows that are to be observed stand one after the other, so such a sequence has no branches.
+Drafts Engine::propose(Sequence& s, int32_t most, bool branches) {
   most = std::min({most, s.longest - s.size() - 1, options_.draft_tokens});
   s.drafted_by_model = false;
   if (!drafting_ || most <= 0 || !s.knows_all()) return {};
+  const bool branch = branches && options_.draft_branches > 1 && !s.is_observed() && s.branch_worth.next();
+  const int32_t ways = branch ? options_.draft_branches : 1;
   if (const int32_t length = std::min(most, s.draft_length.next()); length > 0) {
-    auto drafts = lookup_draft(s.tokens, length);
-    if (s.mask) drafts = StepMasks::allowed(*s.mask, std::move(drafts));
+    Drafts drafts = lookup_tree(s.tokens, length, most, ways);
+    if (s.mask) drafts = StepMasks::allowed(*s.mask, drafts);
     if (!drafts.empty()) return drafts;
   }
   if (!draft_model_ || s.mask) return {};
   const int32_t length = std::min(most, s.model_draft_length.next());
   if (length == 0) return {};
   s.drafted_by_model = true;
-  return draft_model_->ask(s, length);
+  return draft_model_->ask(s, length, most, ways);
 }
 
 // What the step's operators read, padding up to its shape included.
@@ -421,17 +436,20 @@ Engine::StepKinds Engine::fill_inputs(const std::vector<Part>& parts, const Step
     const auto own = std::span(s.tokens).subspan(static_cast<size_t>(p.start), static_cast<size_t>(p.count));
     tokens.assign(own.begin(), own.end());
     if (tokens.back() == kUnknownToken) tokens.back() = -2 - s.unknown_row;
-    tokens.insert(tokens.end(), s.drafts.begin(), s.drafts.begin() + p.drafts);
-    for (int32_t i = 0; i < p.rows(); i++) step_rows_.push_back({s.id, p.start + i});
-    arrays_->add_request({s.pages, s.window_pages}, p.start, tokens);
+    tokens.insert(tokens.end(), s.drafts.tokens.begin(), s.drafts.tokens.begin() + p.drafts);
+    arrays_->add_request({s.pages, s.window_pages}, p.start, tokens,
+                         std::span(s.drafts.parents).first(static_cast<size_t>(p.drafts)));
+    for (int32_t i = 0; i < p.rows(); i++) step_rows_.push_back({s.id, arrays_->position(p.first_row + i)});
     for (int32_t i = 0; i < p.sampled(); i++) {
-      arrays_->set_row(p.sample_row + i, p.first_row + p.count - 1 + i, s.slot, p.start + p.count + i);
+      const int32_t token = p.first_row + p.count - 1 + i;
+      arrays_->set_row(p.sample_row + i, token, s.slot, arrays_->position(token) + 1);
     }
   }
   std::vector<Upload> uploads = arrays_->uploads();
   StepKinds kinds;
   kinds.masked = masks_->fill(*backend_, parts, uploads);
   kinds.drafts = std::ranges::any_of(parts, [](const Part& p) { return p.drafts > 0; });
+  kinds.trees = shape.trees;
   if (kinds.drafts) drafts_->add_uploads(parts, shape.requests, logit_rows, uploads);
   backend_->upload_all(uploads);
   return kinds;
@@ -443,6 +461,7 @@ StepShape Engine::shape_of(const std::vector<Part>& parts) const {
     shape.tokens += p.rows();
     shape.max_query = std::max(shape.max_query, p.rows());
     shape.max_kv = std::max(shape.max_kv, p.start + p.rows());
+    shape.trees = shape.trees || (p.drafts > 0 && !p.sequence->drafts.is_chain());
   }
   return padded(shape, *backend_, *decoder_, options_.page_size);
 }
@@ -527,6 +546,7 @@ void Engine::land(Flight& flight) {
   flight.arrive();
   std::erase_if(flight.parts, [](const Part& p) { return p.sequence->done; });
   for (Part& p : flight.parts) accept(p, flight.sampled);
+  compact(flight.parts);
   observe(flight.parts);
   for (const Part& p : flight.parts) {
     counted_.computed_tokens += p.rows();
@@ -551,43 +571,70 @@ void Engine::accept(Part& part, const Sampled& from) {
   Sequence& s = *part.sequence;
   const auto flags =
       std::span(from.nonfinite).subspan(static_cast<size_t>(part.first_row), static_cast<size_t>(part.rows()));
-  for (int32_t i = 0; i <= part.drafts; i++) {
-    const auto computed = flags.subspan(0, static_cast<size_t>(part.count) + static_cast<size_t>(i));
-    if (const auto bad = std::ranges::find_if(computed, [](int32_t f) { return f != 0; }); bad != computed.end()) {
-      finish(s, FinishReason::kError,
-             fmt::format(
-                 "the keys or values of token {} are not finite: the model's weights hold NaN or infinity, or overflow",
-                 part.start + (bad - computed.begin())));
-      return;
-    }
-    if (part.sample_row < 0) return;
-    const auto row = static_cast<size_t>(part.sample_row) + static_cast<size_t>(i);
-    const int32_t position = part.start + part.count + i;
-    if (from.status[row] != kSampled) {
-      const bool stuck = s.mask && masks_->dead_end(part.sample_row + i);
+  const auto own = flags.first(static_cast<size_t>(part.count));
+  if (const auto bad = std::ranges::find_if(own, [](int32_t f) { return f != 0; }); bad != own.end())
+    return finish(s, FinishReason::kError, not_finite_keys(part.start + static_cast<int32_t>(bad - own.begin())));
+  if (part.sample_row < 0) return;
+  int32_t draft = -1;  // the last one that proved right
+  do {
+    const int32_t row = part.sample_row + 1 + draft, position = part.start + part.kept();
+    if (draft >= 0 && flags[static_cast<size_t>(part.count + draft)] != 0)
+      return finish(s, FinishReason::kError, not_finite_keys(position - 1));
+    if (from.status[static_cast<size_t>(row)] != kSampled) {
+      const bool stuck = s.mask && masks_->dead_end(row);
       return finish(s, FinishReason::kError, stuck ? no_token_fits(position) : not_finite(position - 1));
     }
     if (s.request.max_tokens == 0) return;  // scoring only
-    TokenOutput out = output(s, from, row, position);
-    if (s.request.digest_logits) digest_logits(s, out, part.sample_row + i);
+    TokenOutput out = output(s, from, static_cast<size_t>(row), position);
+    if (s.request.digest_logits) digest_logits(s, out, row);
     accept_token(s, out);
-    if (s.done || i == part.drafts || out.token != s.drafts[static_cast<size_t>(i)]) break;
-    part.accepted++;
-  }
-  if (part.drafts == 0) return;
+    draft = s.done || part.drafts == 0 ? -1 : s.drafts.child(draft, out.token);
+    if (draft >= 0) part.path.push_back(draft);
+  } while (draft >= 0);
+  if (part.drafts > 0) report_drafts(part);
+}
+
+// To those who decide how many drafts the next steps have.
+void Engine::report_drafts(const Part& part) {
+  Sequence& s = *part.sequence;
+  const int32_t first = s.drafts.first_path(), accepted = part.accepted();
+  int32_t in_first = 0;  // accepted ones of the first path
+  while (in_first < accepted && part.path[static_cast<size_t>(in_first)] == in_first) in_first++;
+  const int32_t right = std::min(accepted, first);
   if (s.drafted_by_model) {
-    // The last draft's own key was not made.
-    s.drafted_to += std::min(part.accepted, part.drafts - 1);
+    // The last draft's own key was not made, nor any of another path.
+    s.drafted_to += std::min(in_first, first - 1);
     const auto price =
         static_cast<double>(draft_model_->weight_bytes()) / static_cast<double>(decoder_->weight_bytes());
-    s.model_draft_length.report(part.drafts, part.accepted, price);
+    s.model_draft_length.report(first, right, price);
   } else {
-    s.draft_length.report(part.drafts, part.accepted);
+    s.draft_length.report(first, right);
   }
+  if (part.drafts > first) s.branch_worth.report(part.drafts - first, accepted - in_first, kBranchPrice);
   s.result.drafted += part.drafts;
-  s.result.accepted += part.accepted;
+  s.result.accepted += accepted;
   counted_.drafted_tokens += part.drafts;
-  counted_.accepted_tokens += part.accepted;
+  counted_.accepted_tokens += accepted;
+  counted_.branched_tokens += accepted - in_first;
+}
+
+// Keys and values of accepted drafts, from where they stand in their tree to their positions.
+void Engine::compact(const std::vector<Part>& parts) {
+  std::vector<CacheMove> moves, in_window;
+  for (const Part& p : parts) {
+    const Sequence& s = *p.sequence;
+    const int32_t first = p.start + p.count;
+    for (int32_t i = 0; i < p.accepted(); i++) {
+      const int32_t from = first + p.path[static_cast<size_t>(i)], to = first + i;
+      if (from == to) continue;
+      const auto move = [&](std::span<const PageId> pages) {
+        return CacheMove{cache_place(pages, from, options_.page_size), cache_place(pages, to, options_.page_size)};
+      };
+      moves.push_back(move(s.pages));
+      if (pages_->has_window_pages()) in_window.push_back(move(s.window_pages));
+    }
+  }
+  if (!moves.empty()) pages_->move(*backend_, moves, in_window);
 }
 
 void Engine::digest_logits(Sequence& s, TokenOutput& out, int32_t row) {
@@ -619,7 +666,7 @@ void Engine::observe(const std::vector<Part>& parts) {
   for (size_t i = 0; i < parts.size(); i++) {
     const Part& p = parts[i];
     if (p.sample_row < 0 || !p.sequence->request.on_logits) continue;
-    sampled[i] = downloaded(*backend_, decoder_->logits(), p.sample_row, 1 + p.accepted, config_.vocab);
+    sampled[i] = downloaded(*backend_, decoder_->logits(), p.sample_row, 1 + p.accepted(), config_.vocab);
   }
   for (size_t i = 0; i < parts.size(); i++) {
     Sequence& s = *parts[i].sequence;

@@ -30,6 +30,7 @@ struct EngineOptions {
   bool prefix_cache = true;
   int32_t priority_steps = 100;  // steps of waiting that one level of Request::priority is worth
   int32_t draft_tokens = 0;      // speculation: drafts a sequence and step, found in its own text; 0: none
+  int32_t draft_branches = 1;    // of them at most so many ways on from one token: drafts form a tree; 1: a chain
   int32_t draft_requests = 32;   // while more sequences run than that nobody drafts: the others fill the steps
   std::shared_ptr<const Checkpoint> draft_file;  // a model of the same vocabulary that drafts where the text does not
   std::optional<bool> ahead;                 // start a step before the last one's results are seen; none: where it pays
@@ -41,6 +42,7 @@ struct EngineOptions {
 struct EngineStats {
   int64_t steps = 0, computed_tokens = 0, sampled_tokens = 0, cached_tokens = 0, preemptions = 0, evicted_pages = 0;
   int64_t drafted_tokens = 0, accepted_tokens = 0;  // proposed by speculation, and right
+  int64_t branched_tokens = 0;                      // of those right, by another path of a tree than its first
   int32_t running = 0, waiting = 0;
   // Every page is in one of three states: total = free + cached + used.
   int32_t pages_total = 0, pages_free = 0;
@@ -101,8 +103,8 @@ class Engine {
   struct DraftRows;
   // What else a step's sampling does.
   struct StepKinds {
-    bool masked = false, drafts = false;
-    uint32_t variant() const { return (masked ? 1U : 0U) + (drafts ? 2U : 0U); }
+    bool masked = false, drafts = false, trees = false;
+    uint32_t variant() const { return (masked ? 1U : 0U) + (drafts ? 2U : 0U) + (trees ? 4U : 0U); }
   };
 
   void load(const StepLimits& limits);
@@ -113,7 +115,7 @@ class Engine {
   void end_overdue();
   void set_slots(const std::vector<Part>& parts);
   bool drafts_pay() const;
-  std::vector<int32_t> propose(Sequence& s, int32_t most);
+  Drafts propose(Sequence& s, int32_t most, bool branches);
   StepShape shape_of(const std::vector<Part>& parts) const;
   StepKinds fill_inputs(const std::vector<Part>& parts, const StepShape& shape, int32_t logit_rows);
   bool must_land_at_once(const std::vector<Part>& parts) const;
@@ -124,6 +126,8 @@ class Engine {
   void land(Flight& flight);
   TokenOutput output(const Sequence& s, const Sampled& from, size_t row, int32_t position) const;
   void accept(Part& part, const Sampled& from);
+  void report_drafts(const Part& part);
+  void compact(const std::vector<Part>& parts);
   void accept_token(Sequence& s, const TokenOutput& out);
   void digest_logits(Sequence& s, TokenOutput& out, int32_t row);
   void observe(const std::vector<Part>& parts);

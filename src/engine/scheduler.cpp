@@ -210,21 +210,23 @@ std::vector<Part> Scheduler::choose() {
   return parts;
 }
 
-// Drafts take what the step has left, in tokens and in free pages; nobody gives up anything for them.
+// Drafts take what the step has left, in tokens and in free pages; nobody gives up anything for them. Trees only where
+// nobody computes more than one token: their attention goes token by token, which is dear for a prompt.
 void Scheduler::add_drafts(std::vector<Part>& parts, const Propose& propose) {
   int32_t left = options_.tokens_per_step;
   for (const Part& p : parts) left -= p.count;
   left = std::min(left, options_.draft_rows);
+  const bool branches = std::ranges::all_of(parts, [](const Part& p) { return p.count == 1; });
   for (Part& p : parts) {
     Sequence& s = *p.sequence;
-    s.drafts.clear();
+    s.drafts = {};
     if (!propose || left <= 0 || !p.samples() || !s.request.speculate) continue;
     const int32_t free = window_pool_ ? std::min(pool_.free(), window_pool_->free()) : pool_.free();
     const auto room = static_cast<int32_t>(s.pages.size()) + free;
     const int32_t most = std::min(left, room * options_.page_size - s.size());
     if (most <= 0) continue;
-    s.drafts = propose(s, most);
-    p.drafts = static_cast<int32_t>(s.drafts.size());
+    s.drafts = propose(s, most, branches);
+    p.drafts = s.drafts.size();
     if (p.drafts == 0) continue;
     reserve(s, s.size() + p.drafts);
     left -= p.drafts;

@@ -53,8 +53,8 @@ int32_t least_window_pages(const SchedulerOptions& options);
 class Scheduler {
  public:
   using Sequences = std::vector<std::unique_ptr<Sequence>>;
-  // Guesses at most `most` tokens that may follow the sequence's.
-  using Propose = std::function<std::vector<int32_t>(Sequence&, int32_t most)>;
+  // Guesses at most `most` tokens that may follow the sequence's; as a tree only where `branches`.
+  using Propose = std::function<Drafts(Sequence&, int32_t most, bool branches)>;
 
   explicit Scheduler(const SchedulerOptions& options);
   ~Scheduler();

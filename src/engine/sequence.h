@@ -37,8 +37,9 @@ struct Sequence {
   Result result;
   std::unique_ptr<TokenMask> mask;  // of the request's grammar, after the answer's tokens
   Digest logits;                    // of the answer's rows so far
-  std::vector<int32_t> drafts;      // guesses at the tokens to come, for this step
+  Drafts drafts;                    // guesses at the tokens to come, for this step
   DraftLength draft_length, model_draft_length;
+  BranchWorth branch_worth;
   bool drafted_by_model = false;  // this step's
   int32_t drafted_to = 0;         // tokens whose keys and values the draft model has
 
@@ -66,11 +67,12 @@ struct Part {
   int32_t start = 0;        // position of its first token
   int32_t preemptions = 0;  // of the sequence when the step was planned
   int32_t first_row = 0, count = 0, drafts = 0;
-  int32_t sample_row = -1;  // the first of its 1 + drafts among the step's sampled rows; -1: none
-  int32_t accepted = 0;     // drafts that proved right, once the step has run
+  int32_t sample_row = -1;         // the first of its 1 + drafts among the step's sampled rows; -1: none
+  std::vector<int32_t> path = {};  // the drafts that proved right, once the step has run
 
+  int32_t accepted() const { return static_cast<int32_t>(path.size()); }
   int32_t rows() const { return count + drafts; }
-  int32_t kept() const { return count + accepted; }
+  int32_t kept() const { return count + accepted(); }
   int32_t sampled() const { return sample_row >= 0 ? 1 + drafts : 0; }
   bool samples() const { return sequence->computed + count == sequence->size(); }
 };

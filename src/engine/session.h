@@ -58,7 +58,10 @@ class Session {
   // Log-probabilities of tokens 1, 2, … given those before them.
   Result score(std::vector<int32_t> tokens);
   // Any thread; see GrammarCompiler.
-  std::shared_ptr<const Grammar> grammar(const Constraint& constraint) const { return grammars_->compile(constraint); }
+  std::shared_ptr<const Grammar> grammar(const Constraint& constraint,
+                                         std::chrono::milliseconds time = kGrammarTime) const {
+    return grammars_->compile(constraint, time);
+  }
 
   // As the model's publisher states them.
   const SamplingDefaults& sampling_defaults() const { return sampling_defaults_; }

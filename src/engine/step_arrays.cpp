@@ -22,6 +22,7 @@ StepShape padded(const StepShape& shape, const Backend& backend, const Decoder& 
   to.requests = std::min(backend.bucket(shape.requests), limits.requests);
   to.max_query = std::min(backend.bucket(shape.max_query), to.tokens);
   to.max_kv = std::min(key_bucket(shape.max_kv), limits.table_stride * page_size);
+  to.trees = shape.trees;
   return to;
 }
 
@@ -58,6 +59,8 @@ StepArrays::StepArrays(const Decoder& decoder, const Buffer& slots, const Buffer
 void StepArrays::start(const StepShape& shape, int32_t logit_rows) {
   const auto tokens = static_cast<size_t>(shape.tokens), requests = static_cast<size_t>(shape.requests),
              rows = static_cast<size_t>(logit_rows);
+  trees_ = shape.trees;
+  parent_.assign(trees_ ? tokens : 0, -1);
   token_.assign(tokens, -1);
   position_.assign(tokens, 0);
   place_.assign(tokens, -1);
@@ -73,21 +76,28 @@ void StepArrays::start(const StepShape& shape, int32_t logit_rows) {
 }
 
 void StepArrays::add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens) {
-  const auto place = [this](std::span<const PageId> of, int32_t at) {
-    return static_cast<int64_t>(of[static_cast<size_t>(at / page_size_)]) * page_size_ + at % page_size_;
-  };
-  for (const int32_t token : tokens) {
+  add_request(pages, position, tokens, {});
+}
+
+// A token's key lies where it stands among the new tokens; its position is its parent's and one.
+void StepArrays::add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens,
+                             std::span<const int32_t> tree_parents) {
+  const auto count = static_cast<int32_t>(tokens.size()), chain = count - static_cast<int32_t>(tree_parents.size());
+  const size_t first = tokens_;
+  for (int32_t i = 0; i < count; i++) {
+    const int32_t token = tokens[static_cast<size_t>(i)], index = position + i;
+    const int32_t parent = i < chain ? i - 1 : chain + tree_parents[static_cast<size_t>(i - chain)];
     token_[tokens_] = token;
     drawn_ = drawn_ || token < -1;
-    position_[tokens_] = position;
-    place_[tokens_] = place(pages.all, position);
-    if (!pages.window.empty()) window_place_[tokens_] = place(pages.window, position);
+    position_[tokens_] = parent < 0 ? position : position_[first + static_cast<size_t>(parent)] + 1;
+    if (trees_) parent_[tokens_] = parent;
+    place_[tokens_] = cache_place(pages.all, index, page_size_);
+    if (!pages.window.empty()) window_place_[tokens_] = cache_place(pages.window, index, page_size_);
     tokens_++;
-    position++;
   }
   table_.set(requests_, pages.all);
   window_table_.set(requests_, pages.window);
-  kv_[requests_++] = position;
+  kv_[requests_++] = position + count;
   start_[requests_] = static_cast<int32_t>(tokens_);
 }
 
@@ -109,6 +119,7 @@ std::vector<Upload> StepArrays::uploads() {
     uploads.push_back(all(inputs_.window_slots.data(), window_place_));
     uploads.push_back(window_table_.changes());
   }
+  if (trees_) uploads.push_back(all(inputs_.tree_parents.data(), parent_));
   if (drawn_) uploads[0].drawn = inputs_.sampled.data<int32_t>();
   return uploads;
 }

@@ -42,6 +42,11 @@ class StepArrays {
   };
   // The next request's tokens, from `position` on. One of -2 - r is what row r of the step before has sampled.
   void add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens);
+  // The same, its last tokens a tree behind those before: tree_parents[i] is among them, or -1.
+  void add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens,
+                   std::span<const int32_t> tree_parents);
+  // Of the step's token-th token.
+  int32_t position(int32_t token) const { return position_[static_cast<size_t>(token)]; }
   // Sampled row `row`: after the step's `token`-th token, by the sampler's `slot`, for `position`.
   void set_row(int32_t row, int32_t token, int32_t slot, int32_t position);
   // What to send; valid until the next start().
@@ -53,10 +58,10 @@ class StepArrays {
   int32_t* nonfinite_;
   int32_t page_size_;
   PageTable table_, window_table_;
-  std::vector<int32_t> token_, position_, start_, kv_, row_, slot_, at_, no_flags_;
+  std::vector<int32_t> token_, position_, parent_, start_, kv_, row_, slot_, at_, no_flags_;
   std::vector<int64_t> place_, window_place_;
   size_t tokens_ = 0, requests_ = 0;
-  bool drawn_ = false;
+  bool drawn_ = false, trees_ = false;
 };
 
 }  // namespace isobit

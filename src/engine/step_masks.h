@@ -19,8 +19,8 @@ class StepMasks {
   // Of the step that was filled last: no token at all may come there.
   bool dead_end(int32_t row) const;
 
-  // The drafts up to the first that may not come.
-  static std::vector<int32_t> allowed(TokenMask& mask, std::vector<int32_t> drafts);
+  // The drafts without those that may not come, and what follows them.
+  static Drafts allowed(TokenMask& mask, const Drafts& drafts);
 
  private:
   void fill(const Part& part);

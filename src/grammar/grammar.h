@@ -1,5 +1,6 @@
 #pragma once
 // Structured output: which tokens may come next, so that an answer's text is what was asked for.
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -7,6 +8,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "base/error.h"
 
 namespace isobit {
 
@@ -61,6 +64,15 @@ class Grammar {
   Constraint constraint_;
 };
 
+// Compilations that were given up still run, as many as may.
+class GrammarBusy : public Error {
+ public:
+  explicit GrammarBusy(const std::string& message) : Error(ErrorCode::kInvalidArgument, message) {}
+};
+
+constexpr std::chrono::milliseconds kGrammarTime{10'000};
+constexpr int32_t kMostLateGrammars = 2;
+
 // Makes constraints ready for a tokenizer's vocabulary and remembers the last ones. Any thread.
 class GrammarCompiler {
  public:
@@ -70,16 +82,21 @@ class GrammarCompiler {
   GrammarCompiler(const GrammarCompiler&) = delete;
   GrammarCompiler& operator=(const GrammarCompiler&) = delete;
 
-  // Throws Error(kInvalidArgument) that says what is wrong with the constraint, or that there is too much of it
-  // (constraint_size.h). Takes milliseconds to seconds.
-  std::shared_ptr<const Grammar> compile(const Constraint& constraint);
+  // Throws Error(kInvalidArgument) that says what is wrong with the constraint, that there is too much of it
+  // (constraint_size.h), or that it was not ready within the time. Takes milliseconds to seconds. xgrammar cannot be
+  // interrupted: what is given up goes on, on a thread of its own, until it ends, and is then thrown away; while
+  // kMostLateGrammars of them run, constraints that are not remembered are refused with GrammarBusy.
+  std::shared_ptr<const Grammar> compile(const Constraint& constraint, std::chrono::milliseconds time = kGrammarTime);
 
  private:
   struct Vocabulary;
+  std::shared_ptr<const Grammar> remembered(const Constraint& constraint);
+  std::shared_ptr<const Grammar> made(const Constraint& constraint, std::chrono::milliseconds time);
+
   const Tokenizer& tokenizer_;
   std::vector<int32_t> ends_;
-  std::mutex mutex_;  // one compiles at a time
-  std::unique_ptr<Vocabulary> vocabulary_;
+  std::mutex mutex_;                                    // one compiles at a time
+  std::shared_ptr<Vocabulary> vocabulary_;              // of those that were given up too
   std::vector<std::shared_ptr<const Grammar>> recent_;  // the latest last
 };
 

@@ -3,8 +3,11 @@
 #include <xgrammar/xgrammar.h>
 
 #include <algorithm>
+#include <atomic>
+#include <future>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <thread>
 
 #include "base/error.h"
 #include "grammar/constraint_size.h"
@@ -127,26 +130,22 @@ struct GrammarCompiler::Vocabulary {
     throw fail(ErrorCode::kInternal, "constraint kind {} is unknown", static_cast<int>(c.kind));
   }
 
-  xgrammar::GrammarCompiler compiler;
+  xgrammar::GrammarCompiler compiler;  // remembers nothing, so that several threads may use it
+  std::atomic<int32_t> running{0};     // compilations
 };
 
 GrammarCompiler::GrammarCompiler(const Tokenizer& tokenizer, std::span<const int32_t> ends)
     : tokenizer_(tokenizer), ends_(ends.begin(), ends.end()) {}
 GrammarCompiler::~GrammarCompiler() = default;
 
-std::shared_ptr<const Grammar> GrammarCompiler::compile(const Constraint& c) {
+std::shared_ptr<const Grammar> GrammarCompiler::compile(const Constraint& c, std::chrono::milliseconds time) {
   check_size(c);
   const std::lock_guard lock(mutex_);
-  const auto known = std::ranges::find_if(
-      recent_, [&](const auto& g) { return g->constraint().kind == c.kind && g->constraint().text == c.text; });
-  if (known != recent_.end()) {
-    std::rotate(known, known + 1, recent_.end());
-    return recent_.back();
-  }
+  if (auto known = remembered(c)) return known;
   std::shared_ptr<const Grammar> grammar;
   try {
-    if (!vocabulary_) vocabulary_ = std::make_unique<Vocabulary>(tokenizer_, ends_);
-    grammar = std::make_shared<CompiledConstraint>(c, vocabulary_->compile(c));
+    if (!vocabulary_) vocabulary_ = std::make_shared<Vocabulary>(tokenizer_, ends_);
+    grammar = made(c, time);
   } catch (const Error&) {
     throw;
   } catch (const std::exception& e) {
@@ -155,6 +154,37 @@ std::shared_ptr<const Grammar> GrammarCompiler::compile(const Constraint& c) {
   if (recent_.size() == kRemembered) recent_.erase(recent_.begin());
   recent_.push_back(grammar);
   return grammar;
+}
+
+std::shared_ptr<const Grammar> GrammarCompiler::remembered(const Constraint& c) {
+  const auto known = std::ranges::find_if(
+      recent_, [&](const auto& g) { return g->constraint().kind == c.kind && g->constraint().text == c.text; });
+  if (known == recent_.end()) return nullptr;
+  std::rotate(known, known + 1, recent_.end());
+  return recent_.back();
+}
+
+// On a thread of its own, which holds what it needs: it may outlive this call and this compiler.
+std::shared_ptr<const Grammar> GrammarCompiler::made(const Constraint& c, std::chrono::milliseconds time) {
+  if (const int32_t late = vocabulary_->running; late >= kMostLateGrammars) {
+    throw GrammarBusy(
+        fmt::format("{} constraints that took too long to make ready still keep a thread each; try again later", late));
+  }
+  using Made = std::shared_ptr<const Grammar>;
+  vocabulary_->running++;
+  std::packaged_task<Made()> task([vocabulary = vocabulary_, c]() -> Made {
+    const auto ends = [](Vocabulary* v) { v->running--; };
+    const std::unique_ptr<Vocabulary, decltype(ends)> counted(vocabulary.get(), ends);
+    return std::make_shared<CompiledConstraint>(c, vocabulary->compile(c));
+  });
+  auto result = task.get_future();
+  std::thread(std::move(task)).detach();
+  if (result.wait_for(time) == std::future_status::timeout) {
+    throw fail(ErrorCode::kInvalidArgument,
+               "the {} was not ready after {} s: ask for less of it (fewer counts, choices, properties or groups)",
+               constraint_name(c.kind), static_cast<double>(time.count()) / 1000);
+  }
+  return result.get();
 }
 
 }  // namespace isobit

@@ -23,7 +23,8 @@ KvPages::KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int
   auto* at = buffer_.data<std::byte>();
   for (const LayerConfig& layer : config.layers) {
     KvCacheView view;
-    view.pages = has_window_pages() && layer.window > 0 ? window_pages : pages;
+    in_window_.push_back(has_window_pages() && layer.window > 0);
+    view.pages = in_window_.back() ? window_pages : pages;
     view.kv_heads = layer.kv_heads;
     view.page_size = page_size;
     view.head_dim = layer.head_dim;
@@ -35,6 +36,10 @@ KvPages::KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int
     views_.push_back(view);
   }
   if (config.fp8_cache) set_scales(backend, config);
+}
+
+void KvPages::move(Backend& backend, std::span<const CacheMove> moves, std::span<const CacheMove> in_window) const {
+  for (size_t i = 0; i < views_.size(); i++) backend.move_cache({views_[i], in_window_[i] ? in_window : moves});
 }
 
 // Of all layers in turn, k's before v's.
@@ -252,6 +257,7 @@ void Decoder::make_buffers() {
   inputs_.slots = buffer(tokens * 8, "step inputs");
   inputs_.query_start = buffer((requests + 1) * 4, "step inputs");
   inputs_.kv_len = buffer(requests * 4, "step inputs");
+  inputs_.tree_parents = buffer(tokens * 4, "step inputs");
   inputs_.page_table = buffer(requests * static_cast<size_t>(limits_.table_stride) * 4, "page tables");
   if (c.longest_window() > 0) {
     inputs_.window_slots = buffer(inputs_.slots.bytes(), "step inputs");
@@ -376,6 +382,7 @@ void Decoder::attention_block(const Layer& layer, int64_t index, const StepShape
   attend.max_query = shape.max_query;
   attend.max_kv = shape.max_kv;
   attend.scale = l.attention_scale;
+  if (shape.trees) attend.tree_parent = inputs_.tree_parents.data<int32_t>();
   attend.soft_cap = c.attention_soft_cap;
   attend.window = l.window;
   attend.sinks = layer.sinks.data<float>();

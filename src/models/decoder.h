@@ -32,12 +32,14 @@ struct StepInputs {
   Buffer page_table;   // int32 [requests, table_stride]
   // The same for the layers with a window, where they have pages of their own; null in a model without any.
   Buffer window_slots, window_table;
-  Buffer logit_rows;  // int32 [logit_rows], -1: padding
-  Buffer sampled;     // int32 [logit_rows]: what the step before drew; not the host's
+  Buffer tree_parents;  // int32 [tokens]: AttentionArgs::tree_parent, where a step has trees
+  Buffer logit_rows;    // int32 [logit_rows], -1: padding
+  Buffer sampled;       // int32 [logit_rows]: what the step before drew; not the host's
 };
 
 struct StepShape {
   int32_t tokens = 0, requests = 0, max_query = 0, max_kv = 0;
+  bool trees = false;  // inputs().tree_parents says what each token follows; else the one before it
 };
 
 // The keys and values of all layers: page p of every layer belongs to the same tokens. Layers may differ in shape. With
@@ -46,6 +48,8 @@ class KvPages {
  public:
   KvPages(Backend& backend, const ModelConfig& config, int64_t pages, int32_t page_size, int64_t window_pages = 0);
   const KvCacheView& layer(int64_t i) const { return views_[static_cast<size_t>(i)]; }
+  // In all layers; `in_window`: of those with pages of their own.
+  void move(Backend& backend, std::span<const CacheMove> moves, std::span<const CacheMove> in_window) const;
   bool has_window_pages() const { return window_pages_ > 0; }
   int64_t pages() const { return pages_; }
   int32_t page_size() const { return page_size_; }
@@ -56,6 +60,7 @@ class KvPages {
 
   Buffer buffer_, scales_;
   std::vector<KvCacheView> views_;
+  std::vector<bool> in_window_;  // whose pages are the window's
   int64_t pages_, window_pages_;
   int32_t page_size_;
 };

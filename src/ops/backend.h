@@ -13,6 +13,7 @@
 #include "ops/embed.h"
 #include "ops/gemm.h"
 #include "ops/linear.h"
+#include "ops/move_cache.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
 #include "ops/sampling.h"
@@ -93,6 +94,8 @@ class Backend {
   virtual void gemm(const GemmArgs&) = 0;
   virtual void rope_cache(const RopeCacheArgs&) = 0;
   virtual void attention(const AttentionArgs&) = 0;
+  // By copy(), for backends that have nothing better.
+  virtual void move_cache(const MoveCacheArgs&);
   virtual void soft_cap(const SoftCapArgs&) = 0;
   // Neighbours in a layer, for backends that do better than one after the other: gemm(g) of rms_norm(n)'s output, which
   // need not be written, and rope_cache(r) of g's, which need not be either.

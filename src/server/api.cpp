@@ -176,10 +176,13 @@ void Api::start(CompletionRequest&& request, const std::shared_ptr<HttpReply>& r
   check_queue(request.prompts.size() * static_cast<size_t>(request.n));
   if (!request.structured) return make(std::move(request))->start();
   Serving& s = serving();
-  s.worker.post([&s, reply, make, kept = std::make_shared<CompletionRequest>(std::move(request))] {
+  const auto time = options_.grammar_time;
+  s.worker.post([&s, reply, make, time, kept = std::make_shared<CompletionRequest>(std::move(request))] {
     std::optional<ApiError> error;
     try {
-      kept->grammar = s.session.grammar(kept->structured->constraint);
+      kept->grammar = s.session.grammar(kept->structured->constraint, time);
+    } catch (const GrammarBusy& e) {
+      error = ApiError(503, "server_error", e.what(), kept->structured->param, "busy");
     } catch (const std::exception& e) {
       error = invalid(kept->structured->param, e.what());
     }

@@ -14,7 +14,8 @@ struct ApiOptions {
   std::string api_key;   // "": none is asked for
   int32_t queue = 256;   // sequences that may wait for a place; more are refused with 429
   int32_t choices = 64;  // prompts × n of one request
-  std::string model;     // the name clients use; "": the file's
+  std::chrono::milliseconds grammar_time = kGrammarTime;  // for making a constraint ready
+  std::string model;                                      // the name clients use; "": the file's
 };
 
 class Api {

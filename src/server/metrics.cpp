@@ -69,6 +69,8 @@ void add_engine(Page& page, const EngineThread& engine, const EngineStats& s) {
   page.one("evicted_pages_total", "counter", d(s.evicted_pages), "Cached pages given up");
   page.one("draft_tokens_total", "counter", d(s.drafted_tokens), "Tokens proposed by speculation");
   page.one("accepted_tokens_total", "counter", d(s.accepted_tokens), "Proposed tokens that were right");
+  page.one("branched_tokens_total", "counter", d(s.branched_tokens),
+           "Of those, by another path of a tree than its first");
   const DurationHistogram& steps = engine.step_times();
   page.histogram(
       "step_seconds", DurationHistogram::kEnds, [&](size_t i) { return steps.count(i); }, steps.sum(),

@@ -285,7 +285,7 @@ class Streams(Case):
 
 class Bits(Case):
     """The same prompt alone and among others: every token and log-probability equal, cold cache and warm, drafts or not."""
-    flags = ("--max-requests", "6", "--tokens-per-step", "48", "--pages", "40", "--draft-tokens", "4")
+    flags = ("--max-requests", "6", "--tokens-per-step", "48", "--pages", "40", "--draft-tokens", "8", "--draft-topk", "3")
 
     def test_nobody_moves_anybodys_bits(self):
         generator = random.Random()

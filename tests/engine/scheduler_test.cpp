@@ -46,7 +46,7 @@ class Simulation {
     if (random_.below(20) == 0 && !alive_.empty()) cancel();
     if (random_.below(200) == 0) scheduler_.flush();
     retire();
-    const auto parts = scheduler_.plan([&](Sequence& s, int32_t most) { return guess(s, most); });
+    const auto parts = scheduler_.plan([&](Sequence& s, int32_t most, bool) { return guess(s, most); });
     check_plan(parts);
     run(parts);
     retire();
@@ -139,7 +139,7 @@ class Simulation {
   }
 
   // Mostly right, sometimes wrong.
-  std::vector<int32_t> guess(Sequence& s, int32_t most) {
+  Drafts guess(Sequence& s, int32_t most) {
     if (!s.knows_all()) return {};
     std::vector<int32_t> text = s.tokens, drafts;
     most = std::min(most, s.request.max_tokens - static_cast<int32_t>(s.result.tokens.size()) - 1);
@@ -147,7 +147,7 @@ class Simulation {
       drafts.push_back(random_.below(5) == 0 ? random_.below(kTinyVocab) : next_token(text));
       text.push_back(drafts.back());
     }
-    return drafts;
+    return Drafts::chain(std::move(drafts));
   }
 
   void check_plan(const std::vector<Part>& parts) {
@@ -222,7 +222,7 @@ class Simulation {
     Sequence& s = *p.sequence;
     std::vector<int32_t> text(s.tokens.begin(), s.tokens.begin() + p.start + p.count);
     if (text.back() == kUnknownToken) text.back() = drawn_.at(s.id);
-    text.insert(text.end(), s.drafts.begin(), s.drafts.begin() + p.drafts);
+    text.insert(text.end(), s.drafts.tokens.begin(), s.drafts.tokens.begin() + p.drafts);
     uint64_t h = 1;
     for (int32_t i = 0; i < p.start + p.rows(); i++) {
       h = mix(h, text[static_cast<size_t>(i)]);
@@ -234,7 +234,7 @@ class Simulation {
     for (int32_t i = 0; i < p.sampled(); i++) {
       f.sampled.push_back(next_token(text));
       text.push_back(f.sampled.back());
-      if (i == p.drafts || f.sampled.back() != s.drafts[static_cast<size_t>(i)]) break;
+      if (i == p.drafts || f.sampled.back() != s.drafts.tokens[static_cast<size_t>(i)]) break;
     }
     if (!f.sampled.empty()) drawn_[s.id] = f.sampled.back();
     return f;
@@ -251,7 +251,7 @@ class Simulation {
         if (position + 1 == s.size()) s.unknown_row = -1;
         s.result.tokens.emplace_back().token = f.sampled[i];
         s.done = position + 1 == s.longest || random_.below(60) == 0;
-        if (i > 0) f.part.accepted++, accepted_++;
+        if (i > 0) f.part.path.push_back(static_cast<int32_t>(i) - 1), accepted_++;
       }
       scheduler_.settle(f.part);
     }

@@ -96,6 +96,7 @@ EngineOptions random_options(Random& random, const std::shared_ptr<const Checkpo
   o.prefix_cache = random.below(4) != 0;
   o.priority_steps = random.below(10);
   o.draft_tokens = random.below(2) == 0 ? 0 : 1 + random.below(8);
+  o.draft_branches = 1 + random.below(4);
   o.ahead = random.below(3) != 0;
   // A model that drafts: the same one, which is right, or another, which seldom is.
   if (o.draft_tokens > 0 && random.below(2) == 0) o.draft_file = random.below(2) == 0 ? same : other;
@@ -138,9 +139,10 @@ TEST_F(Traffic, NobodyMovesAnybodysBits) {
   for (int round = 0; round < rounds; round++) {
     const EngineOptions o = random_options(random, file_->file(), other_->file());
     SCOPED_TRACE(fmt::format(
-        "{}, round {}: {} requests, {} a step, chunk {}, {} pages of {}, cache {}, {} drafts, drafter {}, ahead {}",
+        "{}, round {}: {} requests, {} a step, chunk {}, {} pages of {}, cache {}, {} drafts, {} branches, drafter {}, "
+        "ahead {}",
         random.note(), round, o.max_requests, o.tokens_per_step, o.chunk, o.pages, o.page_size, o.prefix_cache,
-        o.draft_tokens,
+        o.draft_tokens, o.draft_branches,
         o.draft_file == nullptr          ? "none"
         : o.draft_file == other_->file() ? "another"
                                          : "the same",

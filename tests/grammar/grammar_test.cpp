@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 #include <random>
+#include <thread>
 
 #include "text/tokenizer.h"
 #include "weights/expect_error.h"
@@ -214,6 +215,43 @@ TEST_F(GrammarTest, RefusesWhatTakesTooLong) {
         R"(root ::= "((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((" [(]{1,3})");
   start(Kind::kJsonSchema,
         R"({"type": "string", "enum": ["{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{{"]})");
+}
+
+// What takes too long is given up, goes on by itself, and holds nobody up; not many at once may.
+TEST_F(GrammarTest, GivesUpAfterItsTime) {
+  const auto slow = [](int i) {
+    std::string properties;
+    for (int p = 0; p < 40; p++)
+      properties += fmt::format(R"({}"property_{}_{}": {{"type": "string", "maxLength": 9}})", p > 0 ? "," : "", i, p);
+    return Constraint{Constraint::Kind::kJsonSchema, R"({"type": "object", "properties": {)" + properties + "}}"};
+  };
+  const Constraint known{Constraint::Kind::kRegex, "a+"}, other{Constraint::Kind::kRegex, "b+"};
+  const auto remembered = compiler_.compile(known);
+  for (int i = 0; i < kMostLateGrammars; i++) {
+    expect_error(ErrorCode::kInvalidArgument, {"json_schema", "not ready after 0.001 s"},
+                 [&] { compiler_.compile(slow(i), std::chrono::milliseconds(1)); });
+  }
+  EXPECT_THROW(compiler_.compile(other), GrammarBusy);
+  EXPECT_EQ(compiler_.compile(known), remembered) << "what is ready is at hand meanwhile";
+  for (int tries = 0; tries < 3000; tries++) {
+    try {
+      EXPECT_NE(compiler_.compile(other), nullptr);
+      return;
+    } catch (const GrammarBusy&) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  }
+  FAIL() << "those that were given up never end";
+}
+
+// The compiler may go before what it has given up.
+TEST_F(GrammarTest, OutlivesItsCompiler) {
+  for (int i = 0; i < 3; i++) {
+    GrammarCompiler compiler(*tokenizer_, {});
+    const std::string text = R"({"type": "object", "properties": {"a": {"type": "string", "maxLength": 50}}})";
+    EXPECT_THROW(compiler.compile({Constraint::Kind::kJsonSchema, text}, std::chrono::milliseconds(0)), Error);
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
 }
 
 TEST_F(GrammarTest, RemembersTheLatest) {

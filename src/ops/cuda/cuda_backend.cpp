@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "base/error.h"
 #include "ops/cuda/dequantize.h"
@@ -10,6 +11,7 @@
 #include "ops/cuda/gemm_fp8_thin.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/linear_cuda.h"
+#include "ops/cuda/scatter.h"
 #include "ops/cuda/staging.h"
 #include "ops/cuda/step_graphs.h"
 #include "ops/linear_fp8.h"
@@ -221,6 +223,21 @@ class CudaBackend final : public Backend {
     a.check();
     use_device();
     launch_attention(a, context_);
+  }
+  // The heads of a token in one launch, as far as they go into one; the next token's wait for it.
+  void move_cache(const MoveCacheArgs& a) override {
+    use_device();
+    a.check();
+    for (const CacheMove& move : a.moves) {
+      cuda::ScatterParts rows;
+      const auto send = [&] { launch_scatter(std::exchange(rows, {}), stream_); };
+      for_each_row(a.cache, move, [&](void* to, const void* from, size_t bytes) {
+        rows.part[static_cast<size_t>(rows.count++)] = {static_cast<uint32_t*>(to), static_cast<const uint32_t*>(from),
+                                                        bytes / sizeof(uint32_t)};
+        if (static_cast<size_t>(rows.count) == rows.part.size()) send();
+      });
+      send();
+    }
   }
   void soft_cap(const SoftCapArgs& a) override {
     a.check();

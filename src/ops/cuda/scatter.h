@@ -16,7 +16,7 @@ struct ScatterPart {
   const int32_t* drawn = nullptr;  // as Upload's
 };
 struct ScatterParts {
-  std::array<ScatterPart, 16> part;
+  std::array<ScatterPart, 20> part;
   int count = 0;
 };
 void launch_scatter(const ScatterParts& parts, cudaStream_t stream);
