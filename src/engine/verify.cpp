@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -94,7 +95,8 @@ struct Verifier::Listener {
 namespace {
 
 constexpr int32_t kPromptLogits = 4;  // of a prompt's last positions the logits are compared
-constexpr int32_t kBriefTokens = 4;
+constexpr int32_t kBriefTokens = 4, kBriefPrompts = 3;
+constexpr int32_t kFewAtOnce = 8;     // where the batch is not what is tried: they share what reading weights costs
 constexpr size_t kBriefPrompt = 128;  // tokens
 
 // Which request each submission is: all of them, then copies, of short prompts first, until a batch is full.
@@ -122,22 +124,29 @@ Verifier::Verifier(std::shared_ptr<const Checkpoint> file, BackendFactory factor
 
 Verifier::~Verifier() = default;
 
+// Each batch in order; then again, shuffled, with the prompts in chunks: what two freedoms at once leave equal neither
+// of them moves, and where both do not matter a run for each would say no more.
 std::vector<VerifySetting> Verifier::settings() const {
   std::vector<VerifySetting> all;
-  for (int32_t b : options_.batches) {
-    if (b > 1) all.push_back({.name = fmt::format("batch of {}", b), .batch = b});
+  std::vector<int32_t> batches;
+  std::ranges::copy_if(options_.batches, std::back_inserter(batches), [](int32_t b) { return b > 1; });
+  for (const int32_t b : batches) all.push_back({.name = fmt::format("batch of {}", b), .batch = b});
+  if (batches.empty()) batches = {kFewAtOnce};
+  const std::vector<int32_t>& chunks = options_.chunks;
+  for (size_t i = 0; !chunks.empty() && i < std::max(batches.size(), chunks.size()); i++) {
+    const int32_t batch = batches[i % batches.size()], chunk = chunks[i % chunks.size()];
+    all.push_back({.name = fmt::format("batch of {}, shuffled, chunks of {}", batch, chunk),
+                   .batch = batch,
+                   .chunk = chunk,
+                   .shuffle = true});
   }
-  for (int32_t b : options_.batches) {
-    if (b > 1) all.push_back({.name = fmt::format("batch of {}, order shuffled", b), .batch = b, .shuffle = true});
-  }
-  for (int32_t c : options_.chunks)
-    all.push_back({.name = fmt::format("prefill in chunks of {}", c), .batch = 2, .chunk = c});
-  all.push_back({.name = "prefix cache cold", .batch = 3, .cache = true});
-  all.push_back({.name = "prefix cache warm", .batch = 3, .cache = true, .warm_cache = true});
+  all.push_back({.name = "prefix cache cold", .batch = kFewAtOnce, .cache = true});
+  all.push_back({.name = "prefix cache warm", .batch = kFewAtOnce, .cache = true, .warm_cache = true});
   all.push_back({.name = "evicted and recomputed", .batch = 7, .chunk = 16, .cache = true, .starve_cache = true});
   all.push_back({.name = "decoded tokens as one prefill", .batch = 1, .as_prefill = true});
   for (const VerifyBackend& b : backends_) {
-    if (b.kind != 0) all.push_back({.name = b.name, .batch = 3, .brief = b.slow, .backend = b.kind});
+    if (b.kind == 0) continue;
+    all.push_back({.name = b.name, .batch = b.slow ? kBriefPrompts : kFewAtOnce, .brief = b.slow, .backend = b.kind});
   }
   return all;
 }
@@ -152,7 +161,7 @@ std::vector<Verifier::Answer> Verifier::answers(const std::vector<VerifyPrompt>&
     const auto end =
         std::find_if(by_length.begin() + 2, by_length.end(), [&](size_t i) { return length(i) > kBriefPrompt; });
     by_length.erase(end, by_length.end());
-    if (by_length.size() > 3) by_length.erase(by_length.begin() + 2, by_length.end() - 1);
+    if (by_length.size() > kBriefPrompts) by_length.erase(by_length.begin() + 2, by_length.end() - 1);
   }
   const size_t longest = std::max(static_cast<size_t>(options_.seeded_up_to), length(by_length.front()));
   std::vector<Answer> all;
