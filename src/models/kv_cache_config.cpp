@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -12,10 +13,29 @@ namespace isobit {
 namespace {
 
 // What quantisation tools call k's scale in a layer; v's is the same with v for k.
-constexpr std::array<std::string_view, 3> kNames = {"self_attn.k_scale", "self_attn.attn.k_scale",
-                                                    "self_attn.k_proj.k_scale"};
+constexpr std::array<std::string_view, 3> kScaleNames = {"self_attn.k_scale", "self_attn.attn.k_scale",
+                                                         "self_attn.k_proj.k_scale"};
 
-std::string name_of(std::string_view of_k, bool value) {
+// What users call the types; of several names for one, messages use the first.
+struct TypeName {
+  KvCacheType type;
+  std::string_view name;
+};
+constexpr TypeName kTypeNames[] = {
+    {KvCacheType::kAuto, "auto"},    {KvCacheType::kBF16, "bf16"},     {KvCacheType::kF16, "f16"},
+    {KvCacheType::kFp8, "fp8"},      {KvCacheType::kBF16, "bfloat16"}, {KvCacheType::kF16, "float16"},
+    {KvCacheType::kFp8, "fp8_e4m3"},
+};
+
+std::string_view name_of(KvCacheType type) { return std::ranges::find(kTypeNames, type, &TypeName::type)->name; }
+
+std::string known_names() {
+  std::string names;
+  for (const TypeName& t : kTypeNames) names += (names.empty() ? "" : ", ") + std::string(t.name);
+  return names;
+}
+
+std::string scale_name(std::string_view of_k, bool value) {
   std::string name(of_k);
   if (!value) return name;
   for (size_t at = name.find("k_"); at != std::string::npos; at = name.find("k_", at)) name[at] = 'v';
@@ -23,8 +43,8 @@ std::string name_of(std::string_view of_k, bool value) {
 }
 
 const Tensor* find_scale(const Checkpoint& file, const ModelConfig& c, int64_t layer, bool value) {
-  for (const std::string_view name : kNames) {
-    if (const Tensor* t = file.find(c.names.of_layer(layer, name_of(name, value)))) return t;
+  for (const std::string_view name : kScaleNames) {
+    if (const Tensor* t = file.find(c.names.of_layer(layer, scale_name(name, value)))) return t;
   }
   return nullptr;
 }
@@ -49,20 +69,17 @@ std::vector<float> read_scales(const Checkpoint& file, const Tensor* t, int32_t 
 }  // namespace
 
 KvCacheType parse_kv_cache_type(std::string_view name) {
-  if (name == "auto") return KvCacheType::kAuto;
-  if (name == "bf16" || name == "bfloat16") return KvCacheType::kBF16;
-  if (name == "f16" || name == "float16") return KvCacheType::kF16;
-  if (name == "fp8" || name == "fp8_e4m3") return KvCacheType::kFp8;
-  throw fail(ErrorCode::kInvalidArgument, "kv-cache-dtype '{}' is not known; use auto, bf16, f16, or fp8 (e4m3)", name);
+  const auto* known = std::ranges::find(kTypeNames, name, &TypeName::name);
+  if (known != std::end(kTypeNames)) return known->type;
+  throw fail(ErrorCode::kInvalidArgument, "kv-cache-dtype '{}' is not known; use one of {}", name, known_names());
 }
 
 void set_kv_cache(const Checkpoint& file, KvCacheType type, ModelConfig& c) {
-  const bool other =
-      (type == KvCacheType::kBF16 && c.type == DType::kF16) || (type == KvCacheType::kF16 && c.type == DType::kBF16);
-  if (other) {
+  const KvCacheType computed = c.type == DType::kF16 ? KvCacheType::kF16 : KvCacheType::kBF16;
+  if (type != KvCacheType::kAuto && type != KvCacheType::kFp8 && type != computed) {
     throw fail(ErrorCode::kInvalidArgument,
-               "kv-cache-dtype is {}, but {} is computed in {}: use auto, or fp8, or choose with --dtype",
-               type == KvCacheType::kF16 ? "f16" : "bf16", c.name, c.type == DType::kF16 ? "f16" : "bf16");
+               "kv-cache-dtype is {}, but {} is computed in {}: use auto, or {}, or choose with --dtype", name_of(type),
+               c.name, name_of(computed), name_of(KvCacheType::kFp8));
   }
   c.fp8_cache = type == KvCacheType::kFp8;
   for (size_t i = 0; c.fp8_cache && i < c.layers.size(); i++) {
@@ -74,7 +91,7 @@ void set_kv_cache(const Checkpoint& file, KvCacheType type, ModelConfig& c) {
 
 bool is_kv_scale(std::string_view tensor) {
   return std::ranges::any_of(
-      kNames, [&](std::string_view n) { return tensor.ends_with(n) || tensor.ends_with(name_of(n, true)); });
+      kScaleNames, [&](std::string_view n) { return tensor.ends_with(n) || tensor.ends_with(scale_name(n, true)); });
 }
 
 }  // namespace isobit
