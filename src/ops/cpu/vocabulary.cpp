@@ -58,27 +58,42 @@ int32_t FindFirst(const float* z, int64_t n, float largest) {
   return -1;
 }
 
-// ex2 on lanes; its bits become masses one by one, which is cheap beside it.
+// ex2 on lanes, cut to multiples of 2^-44, and summed in f64: 2^9 of them are exact there, and are then made an
+// integer.
 uint64_t SumMasses(const float* z, int64_t n, float largest) {
-  const F32 d;
-  const U32Of<F32> du;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const auto zmax = hn::Set(d, largest), log2e = hn::Set(d, numerics::kLog2E);
   uint64_t sum = 0;
   int64_t i = 0;
-  HWY_ALIGN uint32_t bits[16];
-  for (; i + lanes <= n; i += lanes) {
-    const auto t = hn::Mul(hn::Sub(hn::LoadU(d, z + i), zmax), log2e);
-    if (hn::AllFalse(d, hn::Ge(t, hn::Set(d, -45.0f)))) continue;  // no mass
-    hn::Store(hn::BitCast(du, Ex2(d, t)), du, bits);
-    for (int64_t j = 0; j < lanes; j++) {
-      const uint32_t u = bits[j];
-      const int shift = static_cast<int>(u >> 23) - 127 - 23 + numerics::kMassBits;
-      const uint64_t significand = (u & 0x7fffff) | 0x800000;
-      if (u == 0 || shift <= -24) continue;
-      sum += shift >= 0 ? significand << shift : significand >> -shift;
+#if HWY_TARGET != HWY_SCALAR
+  constexpr int kLeast = 127 - numerics::kMassBits, kWhole = kLeast + 23;  // exponents: of a mass of 1; nothing to cut
+  constexpr int kExact = 1 << (53 - numerics::kMassBits);
+  const F32 d;
+  const hn::Half<F32> dh;
+  const hn::Repartition<double, F32> d64;
+  const U32Of<F32> du;
+  const I32Of<F32> di;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto zmax = hn::Set(d, largest), log2e = hn::Set(d, numerics::kLog2E);
+  while (i + lanes <= n) {
+    auto low = hn::Zero(d64), high = low;
+    for (int terms = 0; terms < kExact && i + lanes <= n; terms++, i += lanes) {
+      const auto t = hn::Mul(hn::Sub(hn::LoadU(d, z + i), zmax), log2e);
+      if (hn::AllFalse(d, hn::Ge(t, hn::Set(d, -45.0f)))) continue;  // no mass
+      const auto u = hn::BitCast(du, Ex2(d, t));
+      const auto exponent = hn::BitCast(di, hn::ShiftRight<23>(u));
+      const auto cut = hn::Min(hn::Max(hn::Sub(hn::Set(di, kWhole), exponent), hn::Zero(di)), hn::Set(di, 31));
+      const auto kept = hn::BitCast(di, hn::And(u, hn::Shl(hn::Set(du, ~0u), hn::BitCast(du, cut))));
+      const auto masses = hn::BitCast(d, hn::IfThenZeroElse(hn::Lt(exponent, hn::Set(di, kLeast)), kept));
+      low = hn::Add(low, hn::PromoteTo(d64, hn::LowerHalf(dh, masses)));
+      high = hn::Add(high, hn::PromoteTo(d64, hn::UpperHalf(dh, masses)));
+    }
+    HWY_ALIGN double parts[8];
+    for (const auto& part : {low, high}) {
+      hn::Store(part, d64, parts);
+      for (size_t j = 0; j < hn::Lanes(d64); j++)
+        sum += static_cast<uint64_t>(parts[j] * (uint64_t{1} << numerics::kMassBits));
     }
   }
+#endif
   for (; i < n; i++) sum += numerics::mass(z[i], largest);
   return sum;
 }
