@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 
 #include "ops/cuda/attention_launch.h"
 #include "ops_cuda/attention_case.h"
+#include "ops_cuda/hold_up.h"
 
 namespace isobit::test {
 namespace {
@@ -193,6 +195,72 @@ TEST(CudaAttention, WindowsAtTheirEdges) {
       s.tree = true;
       check(s, random);
     }
+  }
+}
+
+// A stream with what launches on it need for themselves.
+class Lane {
+ public:
+  Lane() {
+    cuda_ok(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+    cuda_ok(cudaMemset(counters_.as<void>(), 0, counters_.bytes()), "counters");
+  }
+  ~Lane() { cudaStreamDestroy(stream_); }
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+
+  cudaStream_t stream() const { return stream_; }
+  cuda::KernelContext context() const {
+    cuda::KernelContext c = test_context();
+    c.stream = stream_;
+    c.workspace = workspace_.as<void>(), c.workspace_bytes = workspace_.bytes();
+    c.counters = counters_.as<uint32_t>();
+    return c;
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  DeviceBytes counters_{cuda::kCounters * sizeof(uint32_t)}, workspace_{size_t{32} << 20};
+};
+
+// Many units of several phases each while one of an SM's schedulers is busy, so that of a CTA's warps one falls far
+// behind: where they do not wait for each other between phases, launches differ from the first.
+TEST(CudaAttention, RepeatedLaunchesAgree) {
+  std::mt19937_64 random(seed() + 9);
+  constexpr int kSequences = 24, kLaunches = 16, kRounds = 8;
+  constexpr int64_t kCycles = 3000000;  // more than the launches of a round take undisturbed
+  const Lane lane, other;
+  for (const auto& [head_dim, cache_type] : {std::pair{64, DType::kBF16}, {128, DType::kBF16}, {64, DType::kF8E4M3}}) {
+    AttentionShape s;
+    s.head_dim = head_dim, s.cache_type = cache_type;
+    s.kv_heads = 3, s.group = pick(random, {1, 4, 8});
+    for (int b = 0; b < kSequences; b++) s.requests.push_back({520 + static_cast<int>(random() % 300), 1});
+    SCOPED_TRACE(s.describe());
+    AttentionCase c(s, random);
+    run(c);
+    const std::vector<uint16_t> first = c.output();
+    const auto difference = compare_sampled(c, first, 8, 50000, random);
+    ASSERT_FALSE(difference.has_value()) << *difference;
+    const size_t bytes = first.size() * sizeof(uint16_t);
+    const DeviceBytes outputs(bytes * kLaunches);
+    std::vector<uint16_t> got(first.size() * kLaunches);
+    int different = 0;
+    for (int round = 0; round < kRounds; round++) {
+      cuda_ok(cudaMemset(outputs.as<void>(), 0xff, outputs.bytes()), "poison");
+      cuda_ok(cudaDeviceSynchronize(), "poison");
+      hold_up(round % 4, kCycles, test_context().sm_count, other.stream());
+      for (int i = 0; i < kLaunches; i++) {
+        AttentionArgs a = c.args();
+        a.out = outputs.as<uint16_t>() + first.size() * static_cast<size_t>(i);
+        cuda::launch_attention(a, lane.context());
+      }
+      cuda_ok(cudaDeviceSynchronize(), "attention");
+      cuda_ok(cudaMemcpy(got.data(), outputs.as<void>(), outputs.bytes(), cudaMemcpyDeviceToHost), "download");
+      for (int i = 0; i < kLaunches; i++) {
+        different += std::memcmp(first.data(), got.data() + first.size() * static_cast<size_t>(i), bytes) != 0 ? 1 : 0;
+      }
+    }
+    EXPECT_EQ(different, 0) << "of " << kLaunches * kRounds << " launches";
   }
 }
 
