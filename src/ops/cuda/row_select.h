@@ -72,21 +72,18 @@ __device__ uint32_t sampled_threshold(RowShared& s, const RowPart& part, int len
   return max(kMinusInfinityKey, min(kInfinityKey, key_below(largest, bin)));
 }
 
-// Lists a group's values from `threshold` up, NaN too, of those that `valid` marks; the count may run past the list's
-// end. Out of line: the loop over the row shall have the registers for what it has on its way.
-__device__ __noinline__ inline void list_group(RowShared& s, const RowPart& part, const float4 y, int index,
-                                               float threshold, uint32_t valid) {
-  const uint32_t marks = valid & ((y.x < threshold ? 0 : 1u) | (y.y < threshold ? 0 : 2u) | (y.z < threshold ? 0 : 4u) |
-                                  (y.w < threshold ? 0 : 8u));
-  const int share = part.list, first = part.rank * share;
-  int at = marks != 0 ? static_cast<int>(atomicAdd(&s.list_count, static_cast<uint32_t>(__popc(marks)))) : share;
-#pragma unroll
-  for (int j = 0; j < 4; j++) {
-    const float v = j == 0 ? y.x : j == 1 ? y.y : j == 2 ? y.z : y.w;
-    if ((marks >> j & 1) == 0) continue;
-    if (at < share) s.list[first + at] = numerics::candidate_key(v, static_cast<uint32_t>(index + j));
-    at++;
-  }
+// Puts a value on the CTA's list; the count may run past the list's end.
+__device__ inline void list_value(RowShared& s, const RowPart& part, float v, int index) {
+  const auto at = static_cast<int>(atomicAdd(&s.list_count, 1u));
+  if (at < part.list) s.list[part.rank * part.list + at] = numerics::candidate_key(v, static_cast<uint32_t>(index));
+}
+// A group's values from `threshold` up, NaN too. Few are, but nearly always one of a warp's groups has some: so a short
+// way for each value, in line.
+__device__ inline void list_group(RowShared& s, const RowPart& part, const float4& y, int index, float threshold) {
+  if (!(y.x < threshold)) list_value(s, part, y.x, index);
+  if (!(y.y < threshold)) list_value(s, part, y.y, index + 1);
+  if (!(y.z < threshold)) list_value(s, part, y.z, index + 2);
+  if (!(y.w < threshold)) list_value(s, part, y.w, index + 3);
 }
 
 struct Cut {

@@ -56,11 +56,12 @@ __device__ __noinline__ float list_edges(RowShared& s, const RowValues& row, con
   const int g = t == 0 ? part.first : last;
   if (t > 1 || row.whole(g) || (t == 1 && last == part.first)) return kMinusInfinity;
   const float4 y = edge_group(row, g);
-  const float m = max_nan(y);
-  uint32_t valid = 0;
-  for (int j = 0; j < 4; j++) valid |= row.valid(g, j) ? 1u << j : 0;
-  if (!(m < threshold)) list_group(s, part, y, row.index(g), threshold, valid);
-  return m;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const float v = j == 0 ? y.x : j == 1 ? y.y : j == 2 ? y.z : y.w;
+    if (row.valid(g, j) && !(v < threshold)) list_value(s, part, v, row.index(g) + j);
+  }
+  return max_nan(y);
 }
 
 // This thread's look at the part: its largest value, and the list of those from `threshold` up.
@@ -82,7 +83,7 @@ __device__ float list_part(RowShared& s, const RowValues& row, const RowPart& pa
       const float m = max_nan(y[u]);
       largest = max_nan(largest, m);
       const int at = g + u * kRowThreads;
-      if (!(m < threshold) && at < end_whole) list_group(s, part, y[u], row.index(at), threshold, 15);
+      if (!(m < threshold) && at < end_whole) list_group(s, part, y[u], row.index(at), threshold);
     }
   }
   return largest;
