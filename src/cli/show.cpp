@@ -132,7 +132,8 @@ Json model_json(const Checkpoint& file, const ModelConfig& c) {
           {"each_layer", layers},
           {"context", c.context},
           {"bytes_by_part", bytes_by_part(file, c)},
-          {"kv_bytes_per_token", c.kv_bytes_per_token()}};
+          {"kv_bytes_per_token", c.kv_bytes_per_token()},
+          {"window_kv_bytes_per_token", c.window_kv_bytes_per_token()}};
 }
 
 Json outline_json(const ModelOutline& o) {
@@ -204,10 +205,12 @@ void show_json(const Checkpoint& file, const Findings& f, bool tensors) {
   std::cout << json_text(j) << "\n";
 }
 
-void show_memory(std::optional<size_t> kv_bytes_per_token, std::optional<int64_t> context,
+// windowed: of the KV bytes those of layers that keep no more than their window.
+void show_memory(std::optional<size_t> kv_bytes_per_token, size_t windowed, std::optional<int64_t> context,
                  const std::map<std::string, size_t>& by_part) {
   if (kv_bytes_per_token) {
-    std::cout << fmt::format("  KV cache: {} a token", human_bytes(*kv_bytes_per_token));
+    std::cout << fmt::format("  KV cache: {} bytes a token", *kv_bytes_per_token);
+    if (windowed > 0) std::cout << fmt::format(" ({} of them in layers with a window)", windowed);
     if (context && *context > 0) {
       std::cout << fmt::format(", {} at full context",
                                human_bytes(*kv_bytes_per_token * static_cast<size_t>(*context)));
@@ -218,12 +221,13 @@ void show_memory(std::optional<size_t> kv_bytes_per_token, std::optional<int64_t
 }
 
 void show_model(const Checkpoint& file, const ModelConfig& c) {
-  std::cout << fmt::format("  {} ({}, {}), computed in {}\n", c.name, c.family, c.architecture,
+  const std::string name = c.name == c.family ? "" : fmt::format("{}: ", c.name);  // some files give none
+  std::cout << fmt::format("  {}family {} ({}), computed in {}\n", name, c.family, c.architecture,
                            dtype_info(c.type).name);
   std::cout << fmt::format("  {} layers, hidden {}, vocabulary {}, context {}\n{}", c.layer_count(), c.hidden, c.vocab,
                            c.context, describe_layers(c));
   if (const std::string list = features(c); !list.empty()) std::cout << "  " << list << "\n";
-  show_memory(c.kv_bytes_per_token(), c.context, bytes_by_part(file, c));
+  show_memory(c.kv_bytes_per_token(), c.window_kv_bytes_per_token(), c.context, bytes_by_part(file, c));
 }
 
 // "4", "0 to 8" where layers differ.
@@ -252,7 +256,7 @@ void show_outline(const ModelOutline& o) {
   add("{} experts a layer", o.experts);
   add("{} of them for a token", o.experts_used);
   if (!shapes.empty()) std::cout << fmt::format("  {}\n", fmt::join(shapes, ", "));
-  show_memory(o.kv_bytes_per_token, o.context, o.bytes_by_part);
+  show_memory(o.kv_bytes_per_token, 0, o.context, o.bytes_by_part);
 }
 
 void show_text(const Checkpoint& file, const Findings& f, bool tensors) {

@@ -232,7 +232,7 @@ class ModelFiles(Case):
         for architecture in ("qwen3moe", "llama"):  # Mixtral says that it is a llama
             outline = shown(self.write("moe.gguf", Mixture(architecture=architecture).build()), f"architecture {architecture}",
                             "2 layers, hidden 64, vocabulary 258, context 512, query heads 4, KV heads 2, heads of 16, FFN 96",
-                            "4 experts a layer, 2 of them for a token", "KV cache: 0.2 KiB a token",
+                            "4 experts a layer, 2 of them for a token", "KV cache: 256 bytes a token",
                             "does not have mixtures of experts: blk.0.ffn_gate_exps.weight and 1 more tensors")
             self.assertEqual(outline["kv_bytes_per_token"], 256)
             self.assertEqual(outline["bytes_by_part"]["experts"], 2 * 96 * 64 * 4)
