@@ -1,5 +1,7 @@
 // Through xgrammar (https://github.com/mlc-ai/xgrammar): it turns a constraint into an automaton over bytes and finds,
 // for the place an answer has reached, the tokens whose bytes may follow.
+#include <sys/resource.h>
+#include <unistd.h>
 #include <xgrammar/xgrammar.h>
 
 #include <algorithm>
@@ -172,7 +174,9 @@ std::shared_ptr<const Grammar> GrammarCompiler::made(const Constraint& c, std::c
   }
   using Made = std::shared_ptr<const Grammar>;
   vocabulary_->running++;
-  std::packaged_task<Made()> task([vocabulary = vocabulary_, c]() -> Made {
+  const auto thread = std::make_shared<std::atomic<pid_t>>(0);
+  std::packaged_task<Made()> task([vocabulary = vocabulary_, thread, c]() -> Made {
+    *thread = gettid();
     const auto ends = [](Vocabulary* v) { v->running--; };
     const std::unique_ptr<Vocabulary, decltype(ends)> counted(vocabulary.get(), ends);
     return std::make_shared<CompiledConstraint>(c, vocabulary->compile(c));
@@ -180,6 +184,8 @@ std::shared_ptr<const Grammar> GrammarCompiler::made(const Constraint& c, std::c
   auto result = task.get_future();
   std::thread(std::move(task)).detach();
   if (result.wait_for(time) == std::future_status::timeout) {
+    // From now on it is in nobody's way; Linux's priorities are threads'.
+    if (*thread != 0) setpriority(PRIO_PROCESS, static_cast<id_t>(*thread), 19);
     throw fail(ErrorCode::kInvalidArgument,
                "the {} was not ready after {} s: ask for less of it (fewer counts, choices, properties or groups)",
                constraint_name(c.kind), static_cast<double>(time.count()) / 1000);

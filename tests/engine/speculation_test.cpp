@@ -1,8 +1,12 @@
 // Speculation gives way to load, and no bit moves when it comes and goes.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
+#include "engine/session.h"
 #include "engine/tiny_model.h"
 #include "engine/trail.h"
+#include "models/registry.h"
 
 namespace isobit::test {
 namespace {
@@ -54,6 +58,35 @@ TEST(Speculation, GivesWayToLoad) {
       EXPECT_EQ(tokens_of(engine->take(ids[i]).value()), want[i]) << "request " << i;
     }
   }
+}
+
+// A text that is mostly copied: the same answer in two thirds of the steps, or fewer. How long the steps take is not a
+// test's to say; with few rows a step it is hardly longer than plain decoding's.
+TEST(Speculation, CopyingTakesFewerSteps) {
+  const std::filesystem::path path =
+      std::filesystem::path(cache_folder()) / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf";
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there; scripts/quickstart fetches it";
+  const std::string code =
+      "for item in items:\n    if item.value > limit:\n        names.append(item.name)\n"
+      "    if item.value < 0:\n        names.append(item.name)\n    if item.value == 0:\n        "
+      "names.append(item.title)\n";
+  GenerateOptions o;
+  o.sampling.temperature = 0;
+  o.max_tokens = 40;
+  std::vector<std::string> digests;
+  for (const int32_t drafts : {0, 8}) {
+    EngineOptions engine;
+    engine.context = 256;
+    engine.max_requests = 1;
+    engine.draft_tokens = drafts;
+    Session s(path.string(), {"cpu", 2, ""}, engine);
+    const auto prompt = s.chat_prompt({{"user", "Repeat this code without changing it:\n\n" + code, {}}});
+    digests.push_back(s.generate(prompt, o).digest);
+    if (drafts > 0) {
+      EXPECT_LE(s.engine().stats().steps * 3, o.max_tokens * 2) << "steps with drafts";
+    }
+  }
+  EXPECT_EQ(digests[0], digests[1]);
 }
 
 }  // namespace
