@@ -137,14 +137,14 @@ GemmFp8Plan gemm_fp8_plan(const GemmFp8Shape& s, int sm_count) {
   return best;
 }
 
-GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& s, int cluster, int resident, int sm_count) {
+GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& s, int cluster, int resident, int sm_count, int most_ctas) {
   GemmFp8ThinPlan p;
   const int64_t blocks = ceil_div(s.k, kBlockBytes);
   const int64_t rank_blocks = round_up(ceil_div(blocks, cluster), kGemmFp8ThinSlices);
   if (s.m > kGemmFp8ThinRows || rank_blocks > 128 || (cluster - 1) * rank_blocks >= blocks) return p;
   const int64_t rows = 64 / cluster;
   // x's share and its scales, two sets of w's (of gate and up), in a cluster every p of this CTA's rows and all scales.
-  const int64_t fixed = rank_blocks * (kGemmFp8ThinRows * (kBlockBytes + 4) + 16) +
+  const int64_t fixed = rank_blocks * (s.m * kBlockBytes + kGemmFp8ThinRows * 4 + 16) +
                         (cluster > 1 ? blocks * s.m * (rows + 1) * 4 : 0) + 1024;
   const int64_t stage_bytes = kGemmFp8ThinSlices * 64 * kBlockBytes;
   const int64_t limit = resident == 1 ? kSharedWhole : (228 * 1024 / resident) - 1536;  // 1 KB of each is the system's
@@ -154,7 +154,7 @@ GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& s, int cluster, int r
   p.rank_blocks = static_cast<int>(rank_blocks);
   p.tiles = static_cast<int>(ceil_div(s.n, 64));
   // Alone, a CTA walks several tiles; a cluster has one.
-  p.ctas = cluster > 1 ? p.tiles * cluster : std::min(p.tiles, sm_count * resident);
+  p.ctas = cluster > 1 ? p.tiles * cluster : std::min({p.tiles, sm_count * resident, most_ctas});
   p.stages = static_cast<int>(cluster > 1 || p.tiles <= p.ctas
                                   ? std::min(stages, std::max<int64_t>(2, rank_blocks / kGemmFp8ThinSlices))
                                   : stages);
@@ -162,21 +162,28 @@ GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& s, int cluster, int r
   return p;
 }
 
-GemmFp8ThinPlan gemm_fp8_thin_plan(const GemmFp8Shape& s, int sm_count) {
+GemmFp8ThinPlan gemm_fp8_thin_plan(const GemmFp8Shape& s, int sm_count, int most_resident) {
   if (s.m > 1) return {};  // measured at M 4 and 8: as fast as the tiles at best
   const int64_t tiles = ceil_div(s.n, 64);
   // Measured: two thirds of the SMs draw w as fast as all do, so a cluster pays only where fewer would be busy.
   int least = 1;
   while (least < 4 && tiles * least < sm_count * 2 / 3) least *= 2;
-  const GemmFp8ThinPlan third = gemm_fp8_thin_plan_for(s, least, 3, sm_count);
   // Three CTAs an SM where only so all tiles run at once.
-  if (third.stages >= 3 && tiles * least > 2 * sm_count && tiles * least <= 3 * sm_count) return third;
+  if (most_resident >= 3 && tiles * least > 2 * sm_count && tiles * least <= 3 * sm_count) {
+    const GemmFp8ThinPlan third = gemm_fp8_thin_plan_for(s, least, 3, sm_count);
+    if (third.stages >= 3) return third;
+  }
+  // Two of such a size where there are more tiles, all of K's stages in the ring: the next kernel's third fetches.
+  if (most_resident >= 3 && tiles > 3 * sm_count) {
+    const GemmFp8ThinPlan p = gemm_fp8_thin_plan_for(s, 1, 3, sm_count, 2 * sm_count);
+    if (p.stages * kGemmFp8ThinSlices >= p.rank_blocks) return p;
+  }
   // Two, so that the next kernel's can fetch beside this one's (in an 8B decoder's step worth more than half a
   // microsecond of the kernel alone); else one. Clusters come in one wave, with room for the next kernel.
   for (const int resident : {2, 1}) {
     for (const int cluster : {least, 2 * least}) {
       const GemmFp8ThinPlan p = gemm_fp8_thin_plan_for(s, cluster, resident, sm_count);
-      const int stages = std::min(cluster > 1 ? 4 : 5, std::max(2, p.rank_blocks / kGemmFp8ThinSlices));
+      const int stages = std::min(cluster > 1 ? 6 : 7, std::max(2, p.rank_blocks / kGemmFp8ThinSlices * 3 / 4));
       if (p.stages >= stages && (cluster == 1 || p.ctas * 2 <= (resident + 1) * sm_count)) return p;
     }
   }

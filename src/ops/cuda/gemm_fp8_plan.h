@@ -80,10 +80,11 @@ struct GemmFp8ThinPlan {
   int tiles = 0, ctas = 0;
   int shared_bytes = 0;
 };
-// `resident`: CTAs that an SM is to hold at once.
-GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& shape, int cluster, int resident, int sm_count);
-// stages 0 where gemm_fp8_plan serves better.
-GemmFp8ThinPlan gemm_fp8_thin_plan(const GemmFp8Shape& shape, int sm_count);
+// `resident`: CTAs that an SM is to hold at once, the next kernel's among them. most_ctas: of those that walk tiles.
+GemmFp8ThinPlan gemm_fp8_thin_plan_for(const GemmFp8Shape& shape, int cluster, int resident, int sm_count,
+                                       int most_ctas = INT32_MAX);
+// stages 0 where gemm_fp8_plan serves better. most_resident: CTAs that an SM's registers hold.
+GemmFp8ThinPlan gemm_fp8_thin_plan(const GemmFp8Shape& shape, int sm_count, int most_resident = 3);
 
 // Grouped: `shape` is of all experts' rows together and of one expert's matrix; expected_m: rows that an expert is
 // likely to have. How many tiles there are is known on the device alone, so there is a CTA for each SM.

@@ -48,7 +48,8 @@ struct ThinParams {
   RopeCacheArgs rope;
 };
 
-constexpr int kPairRows = 32;  // of gate and of up in a tile
+constexpr int kMostResident = 3, kFusedResident = 2;  // CTAs an SM, by their registers
+constexpr int kPairRows = 32;                         // of gate and of up in a tile
 
 // One output: column `column` of w's rows, of x's row `row`.
 __device__ void store_one(const ThinParams& p, int row, int column, float v) {
@@ -64,44 +65,65 @@ __device__ void store_one(const ThinParams& p, int row, int column, float v) {
       static_cast<uint16_t>(p.out_type == DType::kF16 ? pack_f16(v, v) : pack_bf16(v, v));
 }
 
-// A CTA's share of K, and x's there in shared memory: rows of 128 swizzled bytes, eight a block; scales [block][8].
+// A CTA's share of K, and x's there in shared memory, as x_descriptor has it; scales [block][8].
 struct XShare {
   uint8_t* x;
   float* scale;
   int first, count;  // blocks
 };
 
-__device__ void copy_x(const ThinParams& p, const XShare& share) {
-  const int thread = static_cast<int>(threadIdx.x), scales = p.m * share.count;
-  const auto scale_of = [&](int i) {
-    return i < scales ? p.x_scale[(share.first + i / p.m) * p.x_scale_stride + i % p.m] : 0.0f;
-  };
-  const float first = scale_of(thread);  // asked for beside x
-  for (int i = thread; i < scales * 8; i += kMakers) {
-    const int chunk = i % 8, block = i / 8 % share.count, row = i / 8 / share.count;
-    const uint4 v = *reinterpret_cast<const uint4*>(p.x + row * p.x_row_bytes +
-                                                    static_cast<int64_t>(share.first + block) * 128 + chunk * 16);
-    *reinterpret_cast<uint4*>(share.x + block * kXBlock + row * 128 + (chunk ^ row) * 16) = v;
+// Where a thread stands in x's share: at 16 bytes of a block of a row.
+struct XPlace {
+  int row = 0, block;
+
+  __device__ explicit XPlace(int blocks) : block(static_cast<int>(threadIdx.x) / 8) { wrap(blocks); }
+  __device__ void step(int blocks) {
+    block += kMakers / 8;
+    wrap(blocks);
   }
-  for (int i = thread; i < scales; i += kMakers) {
-    share.scale[i / p.m * kColumns + i % p.m] = i == thread ? first : scale_of(i);
+
+ private:
+  __device__ void wrap(int blocks) {
+    while (block >= blocks) block -= blocks, row++;
+  }
+};
+
+__device__ void copy_x(const ThinParams& p, const XShare& share) {
+  constexpr int kAtOnce = 4;
+  const int chunk = static_cast<int>(threadIdx.x) % 8;
+  XPlace next(share.count);
+  wait_for_predecessors();
+  while (next.row < p.m) {
+    uint4 v[kAtOnce];
+    float scale[kAtOnce];
+    XPlace at = next;
+#pragma unroll
+    for (int i = 0; i < kAtOnce && at.row < p.m; i++, at.step(share.count)) {
+      const int64_t block = share.first + at.block;
+      v[i] = *reinterpret_cast<const uint4*>(p.x + at.row * p.x_row_bytes + block * 128 + chunk * 16);
+      if (chunk == 0) scale[i] = p.x_scale[block * p.x_scale_stride + at.row];
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce && next.row < p.m; i++, next.step(share.count)) {
+      *reinterpret_cast<uint4*>(share.x + ((next.block * 8 + chunk) * p.m + next.row) * 16) = v[i];
+      if (chunk == 0) share.scale[next.block * kColumns + next.row] = scale[i];
+    }
   }
 }
 
 // Waits for the kernels before, which make x.
+template <bool kFused>
 __device__ void make_x(const ThinParams& p, const XShare& share, float* squares) {
+  if constexpr (!kFused) return copy_x(p, share);
   const RowPlace place{share.x, share.scale, kColumns, share.first, share.count};
   if (p.source == Source::kNormedRow) {
     NormedRow row;
     row.ask(p.norm_weight, p.raw_n);
     wait_for_predecessors();
     row.quantize(static_cast<const float*>(p.raw), p.raw_n, p.eps, p.round_type == DType::kF16, place, squares);
-  } else if (p.source == Source::kRow) {
-    wait_for_predecessors();
-    quantize_row(static_cast<const uint16_t*>(p.raw), p.raw_n, p.round_type, place);
   } else {
     wait_for_predecessors();
-    copy_x(p, share);
+    quantize_row(static_cast<const uint16_t*>(p.raw), p.raw_n, p.round_type, place);
   }
 }
 
@@ -136,7 +158,10 @@ __device__ void send(uint32_t to, float v) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(v) : "memory");
 }
 
-__global__ void __launch_bounds__(kThreads, 2)
+// kFused: x is a row that the kernel quantises, one from before its norm held in 64 registers a thread; without, three CTAs
+// fit an SM.
+template <bool kFused>
+__global__ void __launch_bounds__(kThreads, kFused ? kFusedResident : kMostResident)
     gemm_fp8_thin_kernel(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ ThinParams p) {
   extern __shared__ uint8_t shared_raw[];
   __shared__ uint64_t full[kGemmFp8MaxStages], empty[kGemmFp8MaxStages], landed;
@@ -152,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   share.first = rank * p.rank_blocks;
   share.count = min(p.rank_blocks, p.k_blocks - share.first);
   share.x = ring + p.stages * kWStage;
-  share.scale = reinterpret_cast<float*>(share.x + p.rank_blocks * kXBlock);
+  share.scale = reinterpret_cast<float*>(share.x + p.rank_blocks * p.m * kXRow);
   float* w_scales = share.scale + p.rank_blocks * kColumns;  // two sets, of this tile and the next; up's behind gate's
   float* scales = w_scales + 4 * p.rank_blocks;              // of all blocks, [block][m]
   float* stash = scales + p.k_blocks * p.m;                  // [block][m][rows]
@@ -218,13 +243,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   // Of the lane's pair: rows of a cluster's CTA are at most a warp's lanes.
   const int own_column = first_tile * 64 + rank * rows + lane;
   const OutputPair pair(p, warp == 0 && lane < rows ? own_column & ~1 : p.columns);
-  make_x(p, share, squares);
+  make_x<kFused>(p, share, squares);
   fence_async_proxy();
   named_barrier_sync(1, kMakers);
 
   if (warp < 4) {
-    Multiplier multiplier{k_major_descriptor(ring), full, empty, p.stages, {}};
-    const uint64_t b0 = k_major_descriptor(share.x);
+    Multiplier multiplier{k_major_descriptor(ring), full, empty, p.stages, static_cast<uint32_t>(p.m), {}};
+    const uint64_t b0 = x_descriptor(share.x, p.m);
     const int column = lane % 4 * 2, row = warp * 16 + lane / 4;
     uint32_t to[2] = {};
     if (p.cluster > 1) {
@@ -263,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           }
         }
       };
-      multiplier.run(k_stages, b0, kXBlock >> 4, fold);
+      multiplier.run(k_stages, b0, fold);
       if (p.cluster == 1) {
         if (gated) {
           store_gated(p, tile, row, acc);
@@ -293,7 +318,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto chain = [&](int i) {  // N16's fold of the row i % rows for x's row i / rows
     const float *from = stash + i, *scale = scales + i / rows;
     float acc = 0.0f;
-#pragma unroll 8
+#pragma unroll 16
     for (int block = 0; block < p.k_blocks; block++) {
       acc = numerics::ffma(from[block * p.m * rows], scale[block * p.m], acc);
     }
@@ -343,14 +368,14 @@ ThinParams params_of(const GemmFp8Args& a, const GemmFp8ThinPlan& plan) {
 
 void launch(const GemmFp8Args& args, const ThinParams& params, const GemmFp8ThinPlan& plan,
             const KernelContext& context) {
-  allow_shared_memory("gemm_fp8_thin", gemm_fp8_thin_kernel, static_cast<size_t>(plan.shared_bytes));
+  auto* kernel = params.source == Source::kQuantised ? gemm_fp8_thin_kernel<false> : gemm_fp8_thin_kernel<true>;
+  allow_shared_memory("gemm_fp8_thin", kernel, static_cast<size_t>(plan.shared_bytes));
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(plan.ctas));
   shape.block = dim3(kThreads);
   shape.cluster = dim3(static_cast<unsigned>(plan.cluster));
   shape.shared_bytes = static_cast<size_t>(plan.shared_bytes);
-  cuda::launch("gemm_fp8_thin", gemm_fp8_thin_kernel, shape, context.stream,
-               w_map(args, params.gated != GatedKind::kNone), params);
+  cuda::launch("gemm_fp8_thin", kernel, shape, context.stream, w_map(args, params.gated != GatedKind::kNone), params);
 }
 
 }  // namespace
@@ -360,7 +385,7 @@ void launch_gemm_fp8_thin_planned(const GemmFp8Args& args, const GemmFp8ThinPlan
 }
 
 bool launch_gemm_fp8_thin(const GemmFp8Args& args, const KernelContext& context) {
-  const GemmFp8ThinPlan plan = gemm_fp8_thin_plan({args.m, args.n, args.k}, context.sm_count);
+  const GemmFp8ThinPlan plan = gemm_fp8_thin_plan({args.m, args.n, args.k}, context.sm_count, kMostResident);
   if (plan.stages == 0) return false;
   launch_gemm_fp8_thin_planned(args, plan, context);
   return true;
@@ -371,7 +396,7 @@ bool launch_quantized_gemm_fp8(const QuantizeFp8Args& source, const GemmFp8Args&
   const bool normed = source.weight != nullptr, pairs = after.gated != GatedKind::kNone;
   if (source.count != 1 || source.gated != GatedKind::kNone || source.n % 4 != 0) return false;
   if (normed ? source.n > kFp8NormedRow : source.x_type == DType::kF32) return false;
-  const GemmFp8ThinPlan plan = gemm_fp8_thin_plan({args.m, args.n, args.k}, context.sm_count);
+  const GemmFp8ThinPlan plan = gemm_fp8_thin_plan({args.m, args.n, args.k}, context.sm_count, kFusedResident);
   if (plan.stages == 0 || (pairs && (plan.cluster > 1 || args.n % (2 * kFp8Block) != 0))) return false;
   if (after.rope != nullptr && (plan.cluster == 1 || after.rope->count != 1 || !rotates_neighbours(*after.rope))) {
     return false;

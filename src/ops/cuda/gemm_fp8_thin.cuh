@@ -13,17 +13,25 @@ namespace isobit::cuda::thin {
 constexpr int kMakers = 256, kMakerWarps = kMakers / 32;  // threads that bring x; the first 128 multiply
 constexpr int kThreads = kMakers + 32;                    // and a warp that fills the ring
 constexpr int kSlices = kGemmFp8ThinSlices, kColumns = kGemmFp8ThinRows;
-constexpr uint32_t kWSlice = 64 * 128, kWStage = kSlices * kWSlice, kXBlock = kColumns * 128;
+constexpr uint32_t kWSlice = 64 * 128, kWStage = kSlices * kWSlice, kXRow = 128;  // a block's bytes, of x a row's
 
-// Where quantised blocks [first, first + count) of one row go: block b's bytes at x + (b - first) · kXBlock (row 0 of
-// eight swizzled ones, which the swizzle leaves in place), its scale at scale[(b - first) · scale_step].
+// x's rows as the wgmma's N side: no swizzle, 16 bytes of each row behind each other, so that the eight rows that the
+// tensor cores read for each 16 of K are the m that exist and, of no consequence, what follows. A block takes m ·
+// kXRow.
+__device__ inline uint64_t x_descriptor(const uint8_t* x, int m) {
+  return static_cast<uint64_t>((hopper::shared_address(x) & 0x3ffff) >> 4) | static_cast<uint64_t>(m) << 16 |
+         uint64_t{1} << 32;  // 16 · m bytes to the next 16 of K; another eight rows there are not
+}
+
+// Where quantised blocks [first, first + count) of a single row go: block b's bytes at x + (b - first) · kXRow, its
+// scale at scale[(b - first) · scale_step].
 struct RowPlace {
   uint8_t* x;
   float* scale;
   int scale_step, first, count;
 
   __device__ void put(int block, int lane, uint32_t bytes, float s) const {
-    *reinterpret_cast<uint32_t*>(x + static_cast<uint32_t>(block - first) * kXBlock + lane * 4) = bytes;
+    *reinterpret_cast<uint32_t*>(x + static_cast<uint32_t>(block - first) * kXRow + lane * 4) = bytes;
     if (lane == 0) scale[(block - first) * scale_step] = s;
   }
   __device__ bool has(int block) const { return block >= first && block < first + count; }
@@ -97,6 +105,7 @@ struct Multiplier {
   uint64_t a0;             // descriptor of the ring
   uint64_t *full, *empty;  // of each stage
   int stages;
+  uint32_t x_rows;  // 16 of K are 16 · x_rows bytes of x
   RingPosition next;
 
   __device__ int arrive() {  // waits for the next stage
@@ -105,8 +114,8 @@ struct Multiplier {
     next.step(stages);
     return at;
   }
-  // d[j] = tile j of the stage in slot `at` times the block of x at b + j · b_step.
-  __device__ void issue(float (&d)[kSlices][4], int at, uint64_t b, uint32_t b_step) const {
+  // d[j] = tile j of the stage in slot `at` times x's block j from b on.
+  __device__ void issue(float (&d)[kSlices][4], int at, uint64_t b) const {
     const uint64_t a = a0 + static_cast<uint32_t>(at) * (kWStage >> 4);
 #pragma unroll
     for (int j = 0; j < kSlices; j++) hopper::pin_registers(d[j]);
@@ -115,29 +124,29 @@ struct Multiplier {
     for (int k = 0; k < 4; k++) {
 #pragma unroll
       for (int j = 0; j < kSlices; j++) {
-        hopper::wgmma_e4m3<8>(d[j], a + j * (kWSlice >> 4) + 2 * k, b + j * b_step + 2 * k, k > 0);
+        hopper::wgmma_e4m3<8>(d[j], a + j * (kWSlice >> 4) + 2 * k, b + (8 * j + 2 * k) * x_rows, k > 0);
       }
     }
     hopper::wgmma_commit();
   }
   // `count` stages; each one's products go to fold(d, stage). Two stages at once: one is folded while the other is
-  // multiplied. x's block for tile j of stage s: b + (s · kSlices + j) · b_step.
+  // multiplied. b: descriptor of x's first block.
   template <typename Fold>
-  __device__ void run(int count, uint64_t b, uint32_t b_step, const Fold& fold) {
+  __device__ void run(int count, uint64_t b, const Fold& fold) {
     const auto finish = [&](float(&d)[kSlices][4], int stage, int at) {
 #pragma unroll
       for (int j = 0; j < kSlices; j++) hopper::pin_registers(d[j]);
       if (threadIdx.x % 32 == 0) hopper::mbarrier_arrive(&empty[at]);
       fold(d, stage);
     };
-    const auto block = [&](int stage) { return b + static_cast<uint32_t>(stage) * kSlices * b_step; };
+    const auto block = [&](int stage) { return b + static_cast<uint32_t>(stage) * kSlices * 8 * x_rows; };
     int stage = 0;
     for (; stage + 1 < count; stage += 2) {
       float d[2][kSlices][4] = {};
       const int first = arrive();
-      issue(d[0], first, block(stage), b_step);
+      issue(d[0], first, block(stage));
       const int second = arrive();
-      issue(d[1], second, block(stage + 1), b_step);
+      issue(d[1], second, block(stage + 1));
       hopper::wgmma_wait<1>();
       finish(d[0], stage, first);
       hopper::wgmma_wait<0>();
@@ -146,7 +155,7 @@ struct Multiplier {
     if (stage < count) {
       float d[kSlices][4] = {};
       const int at = arrive();
-      issue(d, at, block(stage), b_step);
+      issue(d, at, block(stage));
       hopper::wgmma_wait<0>();
       finish(d, stage, at);
     }
