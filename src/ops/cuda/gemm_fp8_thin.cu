@@ -158,8 +158,8 @@ __device__ void send(uint32_t to, float v) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(v) : "memory");
 }
 
-// kFused: x is a row that the kernel quantises, one from before its norm held in 64 registers a thread; without, three CTAs
-// fit an SM.
+// kFused: x is a row that the kernel quantises, one from before its norm held in 64 registers a thread. Without, three
+// CTAs fit an SM.
 template <bool kFused>
 __global__ void __launch_bounds__(kThreads, kFused ? kFusedResident : kMostResident)
     gemm_fp8_thin_kernel(const __grid_constant__ CUtensorMap w_map, const __grid_constant__ ThinParams p) {
