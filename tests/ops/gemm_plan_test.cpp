@@ -19,14 +19,16 @@ void expect_sound(const GemmShape& s, const GemmPlan& p, int sm_count) {
                                     << p.tile.tile_n << " cluster " << p.cluster_m << "x" << p.cluster_n << " stages "
                                     << p.stages);
   const int64_t rows = 64 * p.tile.warpgroups;
-  EXPECT_GE(p.m_tiles * rows, s.m);
-  EXPECT_LT((p.m_tiles - 1) * rows, s.m);
+  EXPECT_GE(static_cast<int64_t>(p.m_tiles) * p.x_rows, s.m);
+  EXPECT_LT(static_cast<int64_t>(p.m_tiles - 1) * p.x_rows, s.m);
   EXPECT_GE(static_cast<int64_t>(p.n_tiles) * p.tile.tile_n, s.n);
   EXPECT_LT(static_cast<int64_t>(p.n_tiles - 1) * p.tile.tile_n, s.n);
   EXPECT_EQ(p.x_rows % (8 * p.cluster_n), 0);  // each CTA's share of x is whole 8-row groups
   EXPECT_EQ(p.tile.tile_n % (8 * p.cluster_m), 0);
   EXPECT_LE(p.x_rows, rows);
-  EXPECT_TRUE(p.x_rows == rows || p.x_rows >= s.m);
+  EXPECT_EQ(p.m_tiles, (s.m + rows - 1) / rows);  // no more tiles than full ones would be
+  // Staged outputs leave in pieces of sixteen rows, which another tile's must not be among.
+  EXPECT_TRUE(p.m_tiles == 1 || p.x_rows == rows || !gemm_tile_stages(p.tile.warpgroups, p.tile.tile_n));
   EXPECT_LE(p.x_rows / p.cluster_n, 256);  // the copy engine's largest box
   EXPECT_GE(p.stages, 2);
   EXPECT_LE(p.stages, 16);
@@ -96,6 +98,13 @@ TEST(GemmPlan, AttentionFindsRoomBesideQkv) {
   EXPECT_LE(qkv(3072, 2048, true).shared_bytes, kRoom);
   EXPECT_GT(qkv(3072, 2048, false).shared_bytes, kRoom);
   EXPECT_EQ(qkv(6144, 4096, true).stages, qkv(6144, 4096, false).stages);  // the ring would be too short
+}
+
+TEST(GemmPlan, TilesShareTheRowsEvenly) {
+  for (const auto& [m, share] : {std::pair{65, 40}, {80, 40}, {96, 48}, {100, 56}, {128, 64}, {129, 48}}) {
+    const GemmPlan p = gemm_plan_for({.m = m, .n = 4096, .k = 4096}, {1, 64, 2}, 2, 1, kSmCount);
+    EXPECT_EQ(p.x_rows, share) << m;
+  }
 }
 
 TEST(GemmPlan, AWideVocabularyTakesFewTiles) {

@@ -64,8 +64,8 @@ TEST(GpuEmbed, RowsOfEveryWidthAndType) {
         int wrong = 0;
         for (size_t i = 0; i < got.size(); i++) {
           const int32_t token = tokens[i / static_cast<size_t>(hidden)];
-          const uint16_t bits =
-              token < 0 ? 0 : table[static_cast<size_t>(token * row) + i % static_cast<size_t>(hidden)];
+          const auto k = static_cast<int64_t>(i % static_cast<size_t>(hidden));
+          const uint16_t bits = token < 0 ? 0 : table[static_cast<size_t>(cuda::CudaLinear::place(vocab, token, k))];
           const float x = type == DType::kBF16 ? numerics::bf16_to_f32(bits) : numerics::f16_to_f32(bits);
           const float want = token < 0 ? 0.0f : numerics::canonical(scale == 1.0f ? x : numerics::fmul(x, scale));
           wrong += numerics::bits(got[i]) != numerics::bits(want) ? 1 : 0;

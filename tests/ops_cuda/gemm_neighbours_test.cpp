@@ -51,7 +51,7 @@ class Neighbours {
     std::normal_distribution<float> normal(0.0f, 0.05f);
     const auto round = s.type == DType::kBF16 ? numerics::f32_to_bf16 : numerics::f32_to_f16;
     for (int64_t r = 0; r < s.n(); r++) {
-      for (int64_t c = 0; c < s.k; c++) w[static_cast<size_t>(r * row + c)] = round(normal(random_));
+      for (int64_t c = 0; c < s.k; c++) w[static_cast<size_t>(CudaLinear::place(s.n(), r, c))] = round(normal(random_));
     }
     w_ = std::make_unique<GpuArray<uint16_t>>(w);
     linear_ = std::make_unique<CudaLinear>(s.n(), s.k, LinearForm::kStacked, s.type,

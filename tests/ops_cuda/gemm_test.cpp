@@ -13,6 +13,7 @@
 #include "ops/cuda/gemm.h"
 #include "ops/cuda/linear_cuda.h"
 #include "ops_cuda/gpu_memory.h"
+#include "ops_cuda/place_row.h"
 
 namespace isobit {
 namespace {
@@ -106,7 +107,7 @@ class Fixture {
     for (int64_t r = 0; r < p.rows(); r++) {
       const int64_t up = r >= p.n ? 1 : 0, i = r - up * p.n;
       const int64_t to = p.gated() ? i / 8 * 16 + up * 8 + i % 8 : r;
-      std::copy_n(w_.begin() + r * p.k, p.k, packed.begin() + to * row);
+      place_row(packed, stored, to, &w_[static_cast<size_t>(r * p.k)], p.k);
     }
     gpu_w_ = std::make_unique<GpuArray<uint16_t>>(packed);
     const std::shared_ptr<void> view(gpu_w_->data(), [](void*) {});
@@ -310,7 +311,8 @@ TEST(GpuGemm, EveryTileGivesTheSameBits) {
   };
   constexpr Case kCases[] = {{1, 1000, 1088, Epilogue::kStoreF32},      {50, 328, 4160, Epilogue::kStoreF32},
                              {200, 2056, 640, Epilogue::kStoreRounded}, {700, 900, 576, Epilogue::kSiluMul},
-                             {2500, 1304, 320, Epilogue::kAddResidual}, {300, 1000, 4096, Epilogue::kStoreF32}};
+                             {2500, 1304, 320, Epilogue::kAddResidual}, {300, 1000, 4096, Epilogue::kStoreF32},
+                             {80, 520, 1088, Epilogue::kAddResidual}};
   constexpr int kClusters[][2] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}};
   for (const DType type : {DType::kBF16, DType::kF16}) {
     for (const Case& c : kCases) {

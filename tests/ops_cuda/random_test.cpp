@@ -20,6 +20,7 @@
 #include "ops/cuda/linear_cuda.h"
 #include "ops_cuda/attention_case.h"
 #include "ops_cuda/gpu_memory.h"
+#include "ops_cuda/place_row.h"
 
 namespace isobit {
 namespace {
@@ -207,7 +208,7 @@ DrawnWeights place_weights(const GemmDraw& g, Worker& worker, const Pools& pools
   for (int64_t r = 0; r < g.rows(); r++) {
     const int64_t up = r >= g.n ? 1 : 0, i = r - up * g.n;
     const int64_t to_row = g.gated() ? i / 8 * 16 + up * 8 + i % 8 : r;
-    std::copy_n(w.part.host + r * g.k, g.k, packed.begin() + to_row * row);
+    place_row(packed, stored, to_row, w.part.host + r * g.k, g.k);
   }
   uint8_t* to = worker.scratch();
   worker.upload(to, packed.data(), packed.size() * 2);
@@ -312,7 +313,7 @@ std::string embed_case(Worker& worker, const Pools& pools) {
   if (got == nullptr) return text + ": wrote behind its outputs";
   for (int64_t i = 0; i < a.count * hidden; i++) {
     const int32_t token = tokens[static_cast<size_t>(i / hidden)];
-    const uint16_t bits = token < 0 ? 0 : table.host[token * row + i % hidden];
+    const uint16_t bits = token < 0 ? 0 : table.host[CudaLinear::place(vocab, token, i % hidden)];
     float v = type == DType::kBF16 ? numerics::bf16_to_f32(bits) : numerics::f16_to_f32(bits);
     if (a.scale != 1.0f) v = numerics::fmul(v, a.scale);
     if (at<uint32_t>(got, i) != numerics::bits(token < 0 ? 0.0f : numerics::canonical(v))) {

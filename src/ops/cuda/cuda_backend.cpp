@@ -183,7 +183,7 @@ class CudaBackend final : public Backend {
     cuda::DequantizeRows to;
     to.to = type;
     to.out = storage.data<uint16_t>();
-    to.out_row_elements = row;
+    to.out_rows = rows;
     to.gated = form == LinearForm::kGated;
     for (const WeightPart& p : parts) {
       unpack(p, to);

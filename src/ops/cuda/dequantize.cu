@@ -1,6 +1,7 @@
 #include "numerics/convert.h"
 #include "ops/cuda/dequantize.h"
 #include "ops/cuda/launch.h"
+#include "ops/cuda/linear_cuda.h"
 
 namespace isobit::cuda {
 namespace {
@@ -67,7 +68,8 @@ __global__ void dequantize_kernel(DequantizeRows a) {
          c += static_cast<int64_t>(gridDim.x) * blockDim.x) {
       const int64_t block = c / info.block_elements;
       const float v = element<type>(row + block * info.block_bytes, static_cast<int>(c - block * info.block_elements));
-      a.out[to * a.out_row_elements + c] = a.to == DType::kBF16 ? numerics::f32_to_bf16(v) : numerics::f32_to_f16(v);
+      a.out[CudaLinear::place(a.out_rows, to, c)] =
+          a.to == DType::kBF16 ? numerics::f32_to_bf16(v) : numerics::f32_to_f16(v);
     }
   }
 }

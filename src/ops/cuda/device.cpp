@@ -119,10 +119,10 @@ CUtensorMap tensor_map(CUtensorMapDataType type, int rank, const void* base, con
   std::array<cuuint64_t, 5> dim64 = {}, stride64 = {};
   for (int i = 0; i < rank; i++) dim64[static_cast<size_t>(i)] = dims[i];
   for (int i = 0; i + 1 < rank; i++) stride64[static_cast<size_t>(i)] = strides_bytes[i];
-  const CUresult status =
-      encode_tiled()(&map, type, static_cast<cuuint32_t>(rank), const_cast<void*>(base), dim64.data(), stride64.data(),
-                     box, ones.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  // Boxes are 128 bytes wide. Asked to fetch 256 at once the L2 streams weights at 3.9 TB/s instead of 4.1.
+  const CUresult status = encode_tiled()(&map, type, static_cast<cuuint32_t>(rank), const_cast<void*>(base),
+                                         dim64.data(), stride64.data(), box, ones.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                         swizzle, CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw fail(ErrorCode::kInternal, "tensor map of rank {}, {} x {}, box {} x {}, base {}: CUDA error {}", rank,
                dims[0], dims[1], box[0], box[1], base, static_cast<int>(status));

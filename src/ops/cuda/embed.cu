@@ -9,11 +9,11 @@ namespace isobit::cuda {
 namespace {
 
 constexpr int kMaxThreads = 512;
-constexpr int kGroup = 8;  // elements of one 16-byte load; stored rows are padded to it
+constexpr int kGroup = 8;  // elements of one 16-byte load; slices of stored rows are whole ones
 
 struct EmbedParams {
   const uint16_t* table;
-  int64_t row_elements, vocab, hidden;
+  int64_t vocab, hidden;
   const int32_t* tokens;
   float scale;
   float* out;
@@ -34,12 +34,11 @@ __global__ __launch_bounds__(kMaxThreads) void embed_kernel(EmbedParams p) {
   float* out = p.out + static_cast<int64_t>(blockIdx.x) * p.hidden;
   const bool known = token >= 0 && token < p.vocab;
   const float filler = token < 0 ? 0.0f : numerics::from_bits(numerics::kNaN32);
-  const uint16_t* row = p.table + (known ? token : 0) * p.row_elements;
   for (int64_t i = static_cast<int64_t>(threadIdx.x) * kGroup; i < p.hidden; i += blockDim.x * kGroup) {
     float v[kGroup];
     for (float& x : v) x = filler;
     if (known) {
-      const uint4 packed = *reinterpret_cast<const uint4*>(row + i);
+      const uint4 packed = *reinterpret_cast<const uint4*>(p.table + CudaLinear::place(p.vocab, token, i));
       const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
       for (int j = 0; j < kGroup; j++) {
@@ -63,7 +62,7 @@ __global__ __launch_bounds__(kMaxThreads) void embed_kernel(EmbedParams p) {
 void launch_embed(const EmbedArgs& args, const KernelContext& context) {
   if (args.count == 0) return;
   const CudaLinear& table = as_cuda(args.table, "embed");
-  const EmbedParams p{table.data(), table.row_elements(), table.n(), table.k(), args.tokens, args.scale, args.out};
+  const EmbedParams p{table.data(), table.n(), table.k(), args.tokens, args.scale, args.out};
   const int64_t groups = (p.hidden + kGroup - 1) / kGroup;
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(args.count));

@@ -13,12 +13,17 @@ namespace {
 
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-// Rows of whole slices of 64 as [slices, rows, 64]: one copy brings several slices, each a block of swizzled rows.
-CUtensorMap slices_map(const uint16_t* base, int64_t rows, int64_t row_elements, int box_rows, int box_slices) {
-  const uint64_t dims[3] = {64, static_cast<uint64_t>(rows), static_cast<uint64_t>(row_elements / 64)};
-  const uint64_t strides[2] = {static_cast<uint64_t>(row_elements) * 2, 128};
+// Slices of 64 of K as [slices, rows, 64]: one copy brings several, each a block of swizzled rows.
+struct Slices {
+  const uint16_t* base;
+  int64_t rows, slices;
+  int64_t row_bytes, slice_bytes;  // from one to the next
+};
+CUtensorMap slices_map(const Slices& s, int box_rows, int box_slices) {
+  const uint64_t dims[3] = {64, static_cast<uint64_t>(s.rows), static_cast<uint64_t>(s.slices)};
+  const uint64_t strides[2] = {static_cast<uint64_t>(s.row_bytes), static_cast<uint64_t>(s.slice_bytes)};
   const uint32_t box[3] = {64, static_cast<uint32_t>(box_rows), static_cast<uint32_t>(box_slices)};
-  return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, base, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
+  return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, s.base, dims, strides, box, CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
 // The output as the copy engine stores it: pieces of 16 rows × 128 bytes.
@@ -104,10 +109,11 @@ void launch_gemm_planned(const GemmArgs& a, const GemmPlan& plan, const KernelCo
   }
   p.rotate = with.rope != nullptr;
   if (p.rotate) p.rope = *with.rope;
-  const CUtensorMap x = slices_map(a.x, a.m, row_elements, p.x_load / plan.cluster_n,
+  const int64_t slices = row_elements / 64;
+  const CUtensorMap x = slices_map({a.x, a.m, slices, row_elements * 2, 128}, p.x_load / plan.cluster_n,
                                    p.x_load == plan.x_rows && plan.cluster_n == 1 ? plan.tile.slices : 1);
-  const CUtensorMap weights = slices_map(w.data(), w.stored_rows(), row_elements, plan.tile.tile_n / plan.cluster_m,
-                                         plan.cluster_m == 1 ? plan.tile.slices : 1);
+  const CUtensorMap weights = slices_map({w.data(), w.stored_rows(), slices, 128, w.stored_rows() * 128},
+                                         plan.tile.tile_n / plan.cluster_m, plan.cluster_m == 1 ? plan.tile.slices : 1);
   const int64_t out_row_bytes =
       p.columns * int64_t{a.epilogue == Epilogue::kStoreF32 || a.epilogue == Epilogue::kAddResidual ? 4 : 2};
   p.staged = gemm_tile_stages(plan.tile.warpgroups, plan.tile.tile_n) && p.aligned && out_row_bytes % 16 == 0;

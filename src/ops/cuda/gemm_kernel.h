@@ -331,14 +331,15 @@ __device__ inline void staged_epilogue(float (&d)[kN / 2], const GemmParams& p, 
   }
 }
 
-// d as wgmma.h lays it out; row and column0: this thread's first, the other row is 8 below. Whole warps call.
+// d as wgmma.h lays it out; row and column0: this thread's first, the other row is 8 below; row_end: of the tile. Whole
+// warps call.
 template <int kN, Operand kind>
-__device__ inline void epilogue(float (&d)[kN / 2], const GemmParams& p, int row, int column0) {
+__device__ inline void epilogue(float (&d)[kN / 2], const GemmParams& p, int row, int row_end, int column0) {
   add_bias<kN>(d, p, column0);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int r = row + 8 * h;
-    const bool active = r < p.m;
+    const bool active = r < row_end;
     const int64_t offset = static_cast<int64_t>(active ? r : 0) * p.columns;
     if (p.epilogue == Epilogue::kStoreF32 || p.epilogue == Epilogue::kAddResidual) {
       float v[kN / 4];
@@ -651,10 +652,10 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), gemm_ctas_a_sm(kWar
       Feed<kSlices> feed{walk, full, empty, w_ring, kN * kSliceRow, kN, p.cluster_m, rank_m, p.window};
       for (int i = 0; i < p.cluster_m; i++)
         feed.mask = static_cast<uint16_t>(feed.mask | 1 << (i + rank_n * p.cluster_m));
-      // Weights that one row of tiles streams pass through the L2 once. They do not wait for the kernel before this
+      // Weights that one row of clusters streams pass through the L2 once. They do not wait for the kernel before this
       // one.
       feed.run(
-          w_map, first_cluster, clusters, p.m <= 64 * kWarpgroups ? evict_first_policy() : evict_normal_policy(),
+          w_map, first_cluster, clusters, p.m_clusters == 1 ? evict_first_policy() : evict_normal_policy(),
           [&](int, int nc) { return (nc * p.cluster_n + rank_n) * kN; }, [](int, int) {});
     } else if (role == 1 && !resident) {
       Feed<kSlices> feed{walk, full_x, empty, x_ring, x_slice, p.x_load, p.cluster_n, rank_n, p.stages};
@@ -662,7 +663,7 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), gemm_ctas_a_sm(kWar
         feed.mask = static_cast<uint16_t>(feed.mask | 1 << (rank_m + i * p.cluster_m));
       wait_for_predecessors();
       // Few activations are to stay in the L2.
-      const auto row_of = [&](int mc, int) { return (mc * p.cluster_m + rank_m) * 64 * kWarpgroups; };
+      const auto row_of = [&](int mc, int) { return (mc * p.cluster_m + rank_m) * p.x_rows; };
       feed.run(x_map, first_cluster, clusters, p.m <= 512 ? evict_last_policy() : evict_normal_policy(), row_of,
                [&](int mc, int nc) {
                  if (!kStaged || !p.staged || p.epilogue != Epilogue::kAddResidual) return;
@@ -763,13 +764,14 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), gemm_ctas_a_sm(kWar
           for (int i = 0; i < kN / 2; i++) d[i] = numerics::fadd(sum[i], d[i]);
         }
       }
-      const int row = (mc * p.cluster_m + rank_m) * 64 * kWarpgroups + warp * 16 + lane / 4;
+      const int first_row = (mc * p.cluster_m + rank_m) * p.x_rows, row = first_row + warp * 16 + lane / 4;
+      const int row_end = min(p.m, first_row + p.x_rows);
       const int column0 = first_column + 2 * (lane % 4);
       if constexpr (kWarpgroups == 1) {
         if (p.few_rows) {
           few_rows_epilogue<kN, kKind>(d, p, staging, first_column, pair, real ? p.m : 1);
         } else {
-          epilogue<kN, kKind>(d, p, row, column0);
+          epilogue<kN, kKind>(d, p, row, row_end, column0);
         }
       } else if (kStaged && p.staged) {
         if constexpr (kStaged) {
@@ -778,7 +780,7 @@ __global__ void __launch_bounds__(gemm_threads(kWarpgroups), gemm_ctas_a_sm(kWar
           staged_epilogue<kN, kKind>(d, p, to, first_column);
         }
       } else {
-        epilogue<kN, kKind>(d, p, row, column0);
+        epilogue<kN, kKind>(d, p, row, row_end, column0);
       }
     }
     if constexpr (kStaged) {

@@ -43,6 +43,16 @@ double estimate_us(const GemmShape& s, const GemmPlan& p) {
   return std::max({waves * slices * slice + epilogue, dram, sm_dram}) + 0.05 * waves + 0.0005 * p.ctas;
 }
 
+// Rows of x a tile. Where M has fewer than the tile takes, or leaves the last tile fewer, only its share of M is
+// loaded: the tensor cores read on into the next slot, and nobody looks at the result. Staged outputs leave in whole
+// tiles.
+int tile_rows(int64_t m, const GemmTile& t, int cluster_n) {
+  const int most = 64 * t.warpgroups;
+  const int64_t tiles = ceil_div(m, most);
+  if (tiles > 1 && t.warpgroups > 1) return most;
+  return static_cast<int>(ceil_div(ceil_div(m, tiles), 8 * cluster_n) * 8 * cluster_n);
+}
+
 }  // namespace
 
 const std::vector<GemmTile>& gemm_tiles() {
@@ -66,10 +76,8 @@ GemmPlan gemm_plan_for(const GemmShape& s, const GemmTile& t, int cluster_m, int
   p.tile = t;
   p.cluster_m = cluster_m;
   p.cluster_n = cluster_n;
-  const int rows = 64 * t.warpgroups;
-  // Few rows: only those are loaded (the tensor cores read on into the next slot, and nobody looks at the result).
-  p.x_rows = static_cast<int>(std::min<int64_t>(rows, ceil_div(s.m, 8 * cluster_n) * 8 * cluster_n));
-  p.m_tiles = static_cast<int>(ceil_div(s.m, rows));
+  p.x_rows = tile_rows(s.m, t, cluster_n);
+  p.m_tiles = static_cast<int>(ceil_div(s.m, p.x_rows));
   p.n_tiles = static_cast<int>(ceil_div(s.n, t.tile_n));
 
   const int k_stages = static_cast<int>(ceil_div(s.k, 64 * t.slices));
@@ -100,7 +108,7 @@ GemmPlan gemm_plan_for(const GemmShape& s, const GemmTile& t, int cluster_m, int
   const int64_t waves = ceil_div(p.cluster_tiles(), clusters);
   p.ctas = static_cast<int>(ceil_div(p.cluster_tiles(), waves)) * cluster_m * cluster_n;
   // 2048 rows of x walk together: with as many rows of w they are what a wave of tiles shares.
-  p.group_m = std::max(1, 2048 / (rows * cluster_m));
+  p.group_m = std::max(1, 2048 / (64 * t.warpgroups * cluster_m));
   p.estimated_us = estimate_us(s, p);
   return p;
 }

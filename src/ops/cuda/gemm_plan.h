@@ -27,7 +27,7 @@ const std::vector<GemmTile>& gemm_tiles();
 struct GemmPlan {
   GemmTile tile;
   int cluster_m = 1, cluster_n = 1;  // CTAs of a cluster along M share the weights' tile, along N the activations'
-  int x_rows = 0;                    // rows of x loaded a tile: a multiple of 8, at most 64 · warpgroups
+  int x_rows = 0;                    // rows of x a tile: a multiple of 8, at most 64 · warpgroups
   bool few_rows = false;             // at most 16 rows of x: the epilogue's form for them, with memory of its own
   int stages = 0;
   int window = 0;                // of them in flight at most, as far as the weights go
