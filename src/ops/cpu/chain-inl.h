@@ -75,26 +75,42 @@ HWY_INLINE V ScaleUp(VU products, V c) {
 // 2^(E-25) from 2^(25-E).
 HWY_INLINE V ScaleDown(V up) { return hn::BitCast(kF, hn::Sub(hn::Set(kU, 254u << 23), hn::BitCast(kU, up))); }
 
+// k of a panel, unpacked: weights [k][kPanel] and their exponents [k / 4][column][k % 4].
+struct Slice {
+  const float* w;
+  const uint8_t* exponent;
+};
+
+constexpr int kMostPanels = 2;
+
 struct RowPointers {
   const float* value;
   const uint8_t* below;
-  float* acc;
+  float* acc[kMostPanels];
 };
 
-// `steps` steps of kRows rows' chains at kVectors vectors of lanes from column c on: a broadcast, which takes a slot of
-// the vector unit, serves kVectors. The rounding mode must be toward zero (class TowardZeroMode).
-template <int kRows, int kVectors>
-HWY_INLINE void Chain(const float* w, const uint8_t* exponent, int64_t steps, const RowPointers* rows, size_t c) {
-  V acc[kRows][kVectors], up[kRows][kVectors];
-  VI sum[kRows][kVectors];
-  const auto column = [c](int v) HWY_ATTR { return c + static_cast<size_t>(v) * Width(); };
+// Columns that one broadcast of an activation, which takes a slot of the vector unit, serves in each panel.
+constexpr int kChainVectors = hn::MaxLanes(kF) == kPanel ? 1 : 2;
+// Four chains hide each other's latency; eight would not stay in registers.
+template <int kPanels>
+constexpr int kChainRows = 4 / kChainVectors / kPanels;
+
+// `steps` steps of the chains of kRows rows in kPanels panels, at kChainVectors vectors of lanes from column c on. The
+// rounding mode must be toward zero (class TowardZeroMode).
+template <int kRows, int kPanels>
+HWY_INLINE void Chain(const Slice* slices, int64_t steps, const RowPointers* rows, size_t c) {
+  constexpr int kColumns = kPanels * kChainVectors;
+  V acc[kRows][kColumns], up[kRows][kColumns];
+  VI sum[kRows][kColumns];
+  const auto column = [c](int v) HWY_ATTR { return c + static_cast<size_t>(v % kChainVectors) * Width(); };
+  const auto sums = [&](int r, int v) HWY_ATTR { return rows[r].acc[v / kChainVectors] + column(v); };
   for (int r = 0; r < kRows; r++) {
-    for (int v = 0; v < kVectors; v++) acc[r][v] = hn::LoadU(kF, rows[r].acc + column(v));
+    for (int v = 0; v < kColumns; v++) acc[r][v] = hn::LoadU(kF, sums(r, v));
   }
   for (int64_t s = 0; s < steps; s++) {
     for (int r = 0; r < kRows; r++) {
-      for (int v = 0; v < kVectors; v++) {
-        const uint8_t* e = exponent + s * 16 * kPanel + 4 * column(v);
+      for (int v = 0; v < kColumns; v++) {
+        const uint8_t* e = slices[v / kChainVectors].exponent + s * 16 * kPanel + 4 * column(v);
         up[r][v] = ScaleUp(LargestExponent(e, rows[r].below + 16 * s), acc[r][v]);
         sum[r][v] = Truncate(kF, hn::Mul(acc[r][v], up[r][v]));
       }
@@ -103,30 +119,50 @@ HWY_INLINE void Chain(const float* w, const uint8_t* exponent, int64_t steps, co
     for (int i = 0; i < 16; i++) {
       for (int r = 0; r < kRows; r++) {
         const V x = hn::Set(kF, rows[r].value[16 * s + i]);
-        for (int v = 0; v < kVectors; v++) {
-          const V product = hn::Mul(hn::LoadU(kF, w + (s * 16 + i) * kPanel + column(v)), x);
+        for (int v = 0; v < kColumns; v++) {
+          const float* w = slices[v / kChainVectors].w + (s * 16 + i) * kPanel + column(v);
+          const V product = hn::Mul(hn::LoadU(kF, w), x);
           sum[r][v] = Settle(hn::Add(sum[r][v], Truncate(kF, hn::Mul(product, up[r][v]))));
         }
       }
     }
     for (int r = 0; r < kRows; r++) {
-      for (int v = 0; v < kVectors; v++) acc[r][v] = hn::Mul(CutToFloat(kF, sum[r][v]), ScaleDown(up[r][v]));
+      for (int v = 0; v < kColumns; v++) acc[r][v] = hn::Mul(CutToFloat(kF, sum[r][v]), ScaleDown(up[r][v]));
     }
   }
   for (int r = 0; r < kRows; r++) {
-    for (int v = 0; v < kVectors; v++) hn::StoreU(hn::Add(acc[r][v], hn::Zero(kF)), kF, rows[r].acc + column(v));
+    for (int v = 0; v < kColumns; v++) hn::StoreU(hn::Add(acc[r][v], hn::Zero(kF)), kF, sums(r, v));
   }
 }
 
-// Four chains hide each other's latency; eight would not stay in registers.
-constexpr int kChainVectors = hn::MaxLanes(kF) == kPanel ? 1 : 2;
-constexpr int kChainRows = 4 / kChainVectors;
-
 // Not inlined: no arithmetic may move in or out, where the rounding mode is another.
-template <int kRows>
-HWY_NOINLINE void ChainPanel(const float* w, const uint8_t* exponent, int64_t steps, const RowPointers* rows) {
-  for (size_t c = 0; c < kPanel; c += kChainVectors * Width()) Chain<kRows, kChainVectors>(w, exponent, steps, rows, c);
+template <int kRows, int kPanels>
+HWY_NOINLINE void ChainPanels(const Slice* slices, int64_t steps, const RowPointers* rows) {
+  for (size_t c = 0; c < kPanel; c += kChainVectors * Width()) Chain<kRows, kPanels>(slices, steps, rows, c);
 }
+
+// Rows' chains over slices of kPanels panels, as many rows at once as are worth it.
+template <int kPanels>
+class RowChains {
+ public:
+  HWY_INLINE RowChains(const Slice* slices, int64_t steps) : slices_(slices), steps_(steps) {}
+
+  HWY_INLINE void add(const RowPointers& row) {
+    rows_[count_++] = row;
+    if (count_ < kChainRows<kPanels>) return;
+    ChainPanels<kChainRows<kPanels>, kPanels>(slices_, steps_, rows_);
+    count_ = 0;
+  }
+  HWY_INLINE void finish() {
+    for (int r = 0; r < count_; r++) ChainPanels<1, kPanels>(slices_, steps_, rows_ + r);
+  }
+
+ private:
+  const Slice* slices_;
+  int64_t steps_;
+  RowPointers rows_[kChainRows<kPanels>];
+  int count_ = 0;
+};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace isobit::cpu

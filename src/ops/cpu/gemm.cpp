@@ -144,9 +144,12 @@ void gemm(const Cpu& cpu, const GemmArgs& a) {
     for (int64_t r = 8 * i; r < std::min(a.m, 8 * i + 8); r++) prepare(job, r);
   });
   const int64_t blocks = (a.m + kRowBlock - 1) / kRowBlock;
-  cpu.pool.parallel_for(blocks * panels, [&](int thread, int64_t i) {
-    const int64_t begin = i / panels * kRowBlock;
-    panel(job, begin, std::min(a.m, begin + kRowBlock), i % panels, arena.own(thread).scratch);
+  // Two panels' chains at a time share what is done for an activation.
+  const int64_t at_once = w.form() == LinearForm::kGated ? 1 : 2, tasks = (panels + at_once - 1) / at_once;
+  cpu.pool.parallel_for(blocks * tasks, [&](int thread, int64_t i) {
+    const int64_t begin = i / tasks * kRowBlock, first = i % tasks * at_once;
+    panel(job, begin, std::min(a.m, begin + kRowBlock), first, std::min(at_once, panels - first),
+          arena.own(thread).scratch);
   });
 }
 

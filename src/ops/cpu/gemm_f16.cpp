@@ -134,17 +134,14 @@ void RunF16Slice(const F16Job& job, const F16Linear::Panel& p, int64_t begin, in
   for (int64_t i = 0; i < 16 * steps; i += 4) {
     UnpackF16(p.words + (k + i) * kPanel, s.w + i * kPanel, s.exponent + i * kPanel);
   }
+  const Slice slice{s.w, s.exponent};
   const TowardZeroMode mode;
-  RowPointers rows[kChainRows];
-  int n = 0;
+  RowChains<1> chains(&slice, steps);
   for (int64_t r = begin; r < end; r++) {
     if (x.general[static_cast<size_t>(r)] != 0) continue;
-    rows[n++] = {x.value.data() + r * x.padded + k, x.below.data() + r * x.padded + k, acc + (r - begin) * kPanel};
-    if (n < kChainRows) continue;
-    ChainPanel<kChainRows>(s.w, s.exponent, steps, rows);
-    n = 0;
+    chains.add({x.value.data() + r * x.padded + k, x.below.data() + r * x.padded + k, {acc + (r - begin) * kPanel}});
   }
-  for (int r = 0; r < n; r++) ChainPanel<1>(s.w, s.exponent, steps, rows + r);
+  chains.finish();
 }
 
 #if HWY_TARGET != HWY_SCALAR
@@ -255,7 +252,7 @@ void RunF16Chains(const F16Job& job, const F16Linear::Panel& p, int64_t begin, i
   const size_t values = static_cast<size_t>((end - begin) * kPanel);
   for (int64_t start = 0; p.finite && start < k; start += chunk) {
     const int64_t stop = std::min(job.x->padded, start + chunk);
-    float* sums = start == 0 ? acc : s.sum;
+    float* sums = start == 0 ? acc : s.sum[0];
     std::fill_n(sums, values, 0.0f);
     RunF16Steps(job, p, begin, end, start, (stop - start + 15) / 16, s, sums);
     for (size_t i = 0; start > 0 && i < values; i++) acc[i] = numerics::canonical(numerics::fadd(acc[i], sums[i]));

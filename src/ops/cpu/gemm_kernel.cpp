@@ -161,18 +161,18 @@ void UnpackTwelve(const PackedLinear::Panel& p, int64_t group, float* w, uint8_t
   }
 }
 
-void UnpackSlice(const PackedLinear::Panel& p, int64_t group, int64_t groups, GemmScratch& s) {
+void UnpackSlice(const PackedLinear::Panel& p, int64_t group, int64_t groups, float* w, uint8_t* exponent) {
   const size_t bytes = group_bytes(p.format);
   if (p.format == PanelFormat::kTwelve) {
     for (int64_t i = 0; i < groups; i++) {
-      UnpackTwelve(p, group + i, s.w + i * kGroup * kPanel, s.exponent + i * kGroup * kPanel);
+      UnpackTwelve(p, group + i, w + i * kGroup * kPanel, exponent + i * kGroup * kPanel);
     }
     return;
   }
   for (int64_t i = 0; i < groups; i++) {
     const std::byte* g = p.data + static_cast<size_t>(group + i) * bytes;
     for (size_t c = 0; c < kPanel; c += Width()) {
-      UnpackGroup(p.format, g, c, s.w + i * kGroup * kPanel, s.exponent + i * kGroup * kPanel);
+      UnpackGroup(p.format, g, c, w + i * kGroup * kPanel, exponent + i * kGroup * kPanel);
     }
   }
 }
@@ -348,71 +348,104 @@ void RunSingleTwelve(const GemmJob& job, const PackedLinear::Panel& p, int64_t r
 
 // The general step for those rows of a slice that need it.
 void RunGeneral(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, int64_t end, int64_t k, int64_t steps,
-                GemmScratch& s, float* acc) {
+                const float* w, uint16_t* words, float* acc) {
   bool narrow = false;
   for (int64_t r = begin; r < end; r++) {
     if (!p.general && (job.x.general[r] & kGeneralRow) == 0) continue;
     if (!narrow) {
-      for (int64_t i = 0; i < steps * 16 * kPanel; i++) s.w16[i] = static_cast<uint16_t>(numerics::bits(s.w[i]) >> 16);
+      for (int64_t i = 0; i < steps * 16 * kPanel; i++) words[i] = static_cast<uint16_t>(numerics::bits(w[i]) >> 16);
       narrow = true;
     }
-    ChainGeneral(job, s.w16, r, k, steps, acc + (r - begin) * kPanel);
+    ChainGeneral(job, words, r, k, steps, acc + (r - begin) * kPanel);
   }
 }
 
-void RunFast(const GemmJob& job, int64_t begin, int64_t end, int64_t k, int64_t steps, const GemmScratch& s,
-             float* acc) {
+// One or two panels, their slices and their sums, kPanel a row.
+struct PanelPair {
+  const PackedLinear::Panel* panel[kMostPanels];
+  Slice slice[kMostPanels];
+  float* acc[kMostPanels];
+  int count;
+};
+
+template <int kPanels>
+void RunFast(const GemmJob& job, const PanelPair& p, int first, int64_t begin, int64_t end, int64_t k, int64_t steps) {
   const PreparedRows& x = job.x;
   const TowardZeroMode mode;
-  RowPointers rows[kChainRows];
-  int n = 0;
+  RowChains<kPanels> chains(p.slice + first, steps);
   for (int64_t r = begin; r < end; r++) {
     if ((x.general[r] & kGeneralRow) != 0) continue;
-    rows[n++] = {x.value + r * x.padded + k, x.below + r * x.padded + k, acc + (r - begin) * kPanel};
-    if (n < kChainRows) continue;
-    ChainPanel<kChainRows>(s.w, s.exponent, steps, rows);
-    n = 0;
+    RowPointers row{x.value + r * x.padded + k, x.below + r * x.padded + k, {}};
+    for (int i = 0; i < kPanels; i++) row.acc[i] = p.acc[first + i] + (r - begin) * kPanel;
+    chains.add(row);
   }
-  for (int r = 0; r < n; r++) ChainPanel<1>(s.w, s.exponent, steps, rows + r);
+  chains.finish();
 }
 
-// A slice of K for rows [begin, end): acc holds kPanel chains a row.
-void RunSlice(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, int64_t end, int64_t k, int64_t steps,
-              GemmScratch& s, float* acc) {
-  UnpackSlice(p, k / kGroup, (steps + 1) / 2, s);
-  RunGeneral(job, p, begin, end, k, steps, s, acc);
-  if (!p.general) RunFast(job, begin, end, k, steps, s, acc);
+// A slice of K for rows [begin, end).
+void RunSlice(const GemmJob& job, PanelPair& p, int64_t begin, int64_t end, int64_t k, int64_t steps, GemmScratch& s) {
+  bool fast = true;
+  for (int i = 0; i < p.count; i++) {
+    const size_t at = static_cast<size_t>(i * kSlice / kMostPanels * kPanel);
+    UnpackSlice(*p.panel[i], k / kGroup, (steps + 1) / 2, s.w + at, s.exponent + at);
+    p.slice[i] = {s.w + at, s.exponent + at};
+    RunGeneral(job, *p.panel[i], begin, end, k, steps, s.w + at, s.w16, p.acc[i]);
+    fast = fast && !p.panel[i]->general;
+  }
+  if (fast && p.count == 2) return RunFast<2>(job, p, 0, begin, end, k, steps);
+  for (int i = 0; i < p.count; i++) {
+    if (!p.panel[i]->general) RunFast<1>(job, p, i, begin, end, k, steps);
+  }
 }
 
-void RunChains(const GemmJob& job, const PackedLinear::Panel& p, int64_t begin, int64_t end, GemmScratch& s,
-               float* acc) {
+#if HWY_TARGET != HWY_SCALAR
+// The one row there is, k from start to stop. False: this panel or row is none for it, nothing is done.
+bool RunSingleForm(const GemmJob& job, const PackedLinear::Panel& p, int64_t row, int64_t start, int64_t stop,
+                   GemmScratch& s, float* acc) {
+  if (job.x.below_words == nullptr) return false;
+  if (p.format == PanelFormat::kTwelve) {
+    if ((job.x.general[row] & kGeneralTwelve) != 0) return false;
+    RunSingleTwelve(job, p, row, start / kGroup, (stop + kGroup - 1) / kGroup, s, acc);
+    return true;
+  }
+  if (p.general || (job.x.general[row] & kGeneralRow) != 0) return false;
+  RunSingle(job, p, start, (stop - start + 15) / 16, acc);
+  return true;
+}
+#endif
+
+// k from start to stop, a multiple of kGroup or the end.
+void RunPart(const GemmJob& job, const PanelPair& panels, int64_t begin, int64_t end, int64_t start, int64_t stop,
+             GemmScratch& s) {
+  PanelPair p{{}, {}, {}, 0};
+  for (int i = 0; i < panels.count; i++) {
+    std::fill_n(panels.acc[i], (end - begin) * kPanel, 0.0f);
+#if HWY_TARGET != HWY_SCALAR
+    if (end - begin == 1 && RunSingleForm(job, *panels.panel[i], begin, start, stop, s, panels.acc[i])) continue;
+#endif
+    p.panel[p.count] = panels.panel[i];
+    p.acc[p.count++] = panels.acc[i];
+  }
+  constexpr int64_t kPart = kSlice / kMostPanels;
+  for (int64_t at = start; p.count > 0 && at < stop; at += kPart) {
+    RunSlice(job, p, begin, end, at, (std::min(kPart, stop - at) + 15) / 16, s);
+  }
+}
+
+// s.acc[i] = the sums of rows [begin, end) in panel i.
+void RunChains(const GemmJob& job, PanelPair& p, int64_t begin, int64_t end, GemmScratch& s) {
   const int64_t k = job.x.padded, cut = numerics::gemm_chunk_k(job.w->n(), job.w->k());
   const int64_t chunk = cut < job.w->k() ? cut : k;
-  const size_t values = static_cast<size_t>((end - begin) * kPanel);
+  const auto values = static_cast<size_t>((end - begin) * kPanel);
   for (int64_t start = 0; start < k; start += chunk) {
-    const int64_t stop = std::min(k, start + chunk);
-    if (end - begin == 1) {  // as a size that the compiler knows: this is done for every microsecond's panel
-      std::fill_n(acc, kPanel, 0.0f);
-    } else {
-      std::fill_n(acc, values, 0.0f);
-    }
-#if HWY_TARGET != HWY_SCALAR
-    if (p.format == PanelFormat::kTwelve && job.x.below_words != nullptr &&
-        (job.x.general[begin] & kGeneralTwelve) == 0) {
-      RunSingleTwelve(job, p, begin, start / kGroup, (stop + kGroup - 1) / kGroup, s, acc);
-    } else if (p.format != PanelFormat::kTwelve && job.x.below_pairs != nullptr && !p.general &&
-               (job.x.general[begin] & kGeneralRow) == 0) {
-      RunSingle(job, p, start, (stop - start + 15) / 16, acc);
-    } else
-#endif
-      for (int64_t at = start; at < stop; at += kSlice) {
-        RunSlice(job, p, begin, end, at, (std::min<int64_t>(kSlice, stop - at) + 15) / 16, s, acc);
+    for (int i = 0; i < p.count; i++) p.acc[i] = start == 0 ? s.acc[i] : s.sum[i];
+    RunPart(job, p, begin, end, start, std::min(k, start + chunk), s);
+    for (int i = 0; start > 0 && i < p.count; i++) {
+      for (size_t j = 0; j < values; j++) {
+        s.acc[i][j] = numerics::canonical(numerics::fadd(s.acc[i][j], s.sum[i][j]));
       }
-    if (chunk == k) return;
-    for (size_t i = 0; i < values; i++)
-      s.sum[i] = start == 0 ? acc[i] : numerics::canonical(numerics::fadd(s.sum[i], acc[i]));
+    }
   }
-  std::copy_n(s.sum, values, acc);
 }
 
 // Up to kPanel values. The usual number is a size that the compiler knows: no call for 64 bytes.
@@ -540,19 +573,21 @@ void PackTwelve(PanelFormat from, const std::byte* compact, int64_t groups, std:
   }
 }
 
-void GemmPanel(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, GemmScratch& s) {
-  const GemmArgs& a = *job.args;
+void GemmPanel(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, int64_t count, GemmScratch& s) {
   const auto panels = job.w->panels();
   const bool gated = job.w->form() == LinearForm::kGated;
-  const PackedLinear::Panel& p = panels[static_cast<size_t>(panel)];
-  // The next description, for a single row: its panel is done in a microsecond, a miss takes a tenth of one.
-  hwy::Prefetch(&p + 1);
-  if (gated) hwy::Prefetch(&p + 1 + panels.size() / 2);
-  RunChains(job, p, begin, end, s, s.acc[0]);
-  if (gated) RunChains(job, panels[static_cast<size_t>(panel) + panels.size() / 2], begin, end, s, s.acc[1]);
-  for (int64_t r = begin; r < end; r++) {
-    const size_t at = static_cast<size_t>((r - begin) * kPanel);
-    Finish(a, job.w->outputs(), r, p.row, p.rows, s.acc[0] + at, gated ? s.acc[1] + at : nullptr);
+  PanelPair p{{}, {}, {}, gated ? 2 : static_cast<int>(count)};
+  p.panel[0] = &panels[static_cast<size_t>(panel)];
+  if (p.count == 2) p.panel[1] = p.panel[0] + (gated ? panels.size() / 2 : 1);
+  // The next descriptions, for a single row: its panel is done in a microsecond, a miss takes a tenth of one.
+  for (int i = 0; i < p.count; i++) hwy::Prefetch(p.panel[i] + 1);
+  RunChains(job, p, begin, end, s);
+  for (int64_t i = 0; i < count; i++) {
+    const PackedLinear::Panel& of = *p.panel[i];
+    for (int64_t r = begin; r < end; r++) {
+      const int64_t at = (r - begin) * kPanel;
+      Finish(*job.args, job.w->outputs(), r, of.row, of.rows, s.acc[i] + at, gated ? s.acc[1] + at : nullptr);
+    }
   }
 }
 
@@ -621,7 +656,7 @@ void GemmSingle(const GemmJob& job, int64_t first, int64_t count, GemmScratch& s
 #if HWY_TARGET != HWY_SCALAR
   if (SingleStream(job, first, count, s)) return;
 #endif
-  for (int64_t i = 0; i < count; i++) GemmPanel(job, 0, 1, first + i, s);
+  for (int64_t i = 0; i < count; i++) GemmPanel(job, 0, 1, first + i, 1, s);
 }
 
 }  // namespace HWY_NAMESPACE

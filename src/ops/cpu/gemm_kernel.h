@@ -8,7 +8,7 @@ namespace isobit::cpu {
 
 constexpr int kRowBlock = 128;    // rows of x in one task: their prepared form stays in the second-level cache
 constexpr int kSinglePanels = 4;  // a single row's, taken at once: what begins and ends a panel is hidden under others
-constexpr int kSlice = 256;       // k unpacked at a time: 16 KB of weights, in the first-level cache
+constexpr int kSlice = 256;       // k unpacked at a time, of all panels: 16 KB of weights, in the first-level cache
 
 // Exponents (biased) of the activations for which the vector kernel is exact.
 constexpr int kActivationExponentMin = 127 - 51, kActivationExponentMax = 127 + 15;
@@ -33,8 +33,8 @@ struct GemmScratch {
   alignas(64) float w[kSlice * kPanel];
   alignas(64) uint8_t exponent[kSlice * kPanel];  // [k / 4][column][k % 4], biased
   alignas(64) uint16_t w16[kSlice * kPanel];      // for the general step
-  alignas(64) float acc[2][kRowBlock * kPanel];   // gate and up, or one of them
-  alignas(64) float sum[kRowBlock * kPanel];      // chunks of K added so far
+  alignas(64) float acc[2][kRowBlock * kPanel];   // of two panels
+  alignas(64) float sum[2][kRowBlock * kPanel];   // chunks of K added so far
 };
 
 struct GemmJob {
@@ -44,8 +44,10 @@ struct GemmJob {
 };
 
 using PrepareFn = void (*)(const GemmJob& job, int64_t row);
-// One panel (of a gated pair: panel and its partner) for rows [begin, end), at most kRowBlock of them.
-using PanelFn = void (*)(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, GemmScratch& scratch);
+// One or two panels from `panel` on (of a gated pair: one and its partner) for rows [begin, end), at most kRowBlock of
+// them.
+using PanelFn = void (*)(const GemmJob& job, int64_t begin, int64_t end, int64_t panel, int64_t count,
+                         GemmScratch& scratch);
 // Panels [first, first + count) (of a gated pair: and their partners) for the one row there is.
 using SingleFn = void (*)(const GemmJob& job, int64_t first, int64_t count, GemmScratch& scratch);
 
