@@ -46,6 +46,10 @@ constexpr AttentionShape kShapes[] = {
     {"decode-b128-1k-d128-kv8", 128, 1, 1023, 32, 8, 128, 0, true},
     {"decode-b1-8k-d128-kv8", 1, 1, 8191, 32, 8, 128, 0, true},
     {"decode-b64-1k-d64-kv8", 64, 1, 1023, 32, 8, 64, 0, true},
+    {"verify-b32x4-p8000-d256-kv8", 32, 4, 8000, 8, 4, 256, 0, true},
+    {"prefill-8192-d128-kv8", 1, 8192, 0, 32, 8, 128, 0, true},
+    {"chunk512-after7680-d128-kv8", 1, 512, 7680, 32, 8, 128, 0, true},
+    {"chunk512-after7680-d256-kv8", 1, 512, 7680, 8, 4, 256, 0, true},
 };
 
 // Keys that each query sees, summed, and keys that must be read.

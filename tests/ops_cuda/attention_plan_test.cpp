@@ -75,19 +75,34 @@ TEST(AttentionPlan, WhatOnlyTheGenericKernelTakes) {
   a = shape(96, 32, 8, 1, 1, 4096);
   EXPECT_EQ(kernels(plan_attention(a, kH200)), "generic");
   a = shape(128, 32, 8, 1, 1, 4096);
-  a.cache.type = DType::kF8E4M3;
-  EXPECT_EQ(kernels(plan_attention(a, kH200)), "decode");
-  a.max_query = a.tokens = 512;
-  EXPECT_EQ(kernels(plan_attention(a, kH200)), "generic");
-  a.requests = 32, a.tokens = 512 + 31;
-  EXPECT_EQ(kernels(plan_attention(a, kH200)), "decode");  // and the generic kernel's is the long request
-  a = shape(256, 8, 4, 1, 1, 4096);
-  a.cache.type = DType::kF8E4M3;
-  EXPECT_EQ(kernels(plan_attention(a, kH200)), "generic");
   const int32_t parent = -1;
   a = shape(128, 32, 8, 1, 1, 4096);
   a.tree_parent = &parent;
   EXPECT_EQ(kernels(plan_attention(a, kH200)), "generic");
+}
+
+// Over an FP8 cache prefill widens all at once where there is room, else some requests or, of one, some heads at a
+// time.
+TEST(AttentionPlan, WidensAnFp8CacheForPrefill) {
+  for (const int head_dim : {64, 128, 256}) {
+    AttentionArgs a = shape(head_dim, 32, 8, 1, 1, 4096);
+    a.cache.type = DType::kF8E4M3;
+    EXPECT_EQ(kernels(plan_attention(a, kH200)), "decode");
+    a.max_query = a.tokens = 512;
+    EXPECT_EQ(kernels(plan_attention(a, kH200)), "prefill");
+    a.requests = 32, a.tokens = 512 + 31;
+    EXPECT_EQ(kernels(plan_attention(a, kH200)), "both");
+  }
+  AttentionArgs a = shape(128, 32, 8, 1, 512, 4096);
+  a.cache.type = DType::kF8E4M3;
+  EXPECT_EQ(plan_attention(a, kH200).widened_heads, 8);
+  a.max_kv = 65536;
+  const AttentionPlan plan = plan_attention(a, kH200);
+  EXPECT_EQ(kernels(plan), "prefill");
+  EXPECT_LT(plan.widened_heads, 8);
+  EXPECT_LT(cuda::widened_cache(a, plan.widened_requests, plan.widened_heads).bytes, kH200.workspace_bytes);
+  a.max_query = a.tokens = 1, a.cache.head_dim = 256;  // not in clusters
+  EXPECT_EQ(plan_attention(a, kH200).cluster, 1);
 }
 
 // Lengths are read on the device, so what the host does for a step of 256 requests must be little: 20 us at most.

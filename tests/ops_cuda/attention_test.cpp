@@ -146,6 +146,29 @@ TEST(CudaAttention, OneLongChunkAmongDecodes) {
   }
 }
 
+// Workspaces with room for all requests, for one, and for some heads of one.
+TEST(CudaAttention, PrefillOverFp8InParts) {
+  std::mt19937_64 random(seed() + 10);
+  for (const int head_dim : {64, 128, 256}) {
+    AttentionShape s;
+    s.head_dim = head_dim, s.cache_type = DType::kF8E4M3;
+    s.kv_heads = 5, s.group = 2;
+    s.sinks = true;
+    s.requests = {{700, 200}, {90, 1}, {2000, 300}, {0, 64}, {5, 33}, {1000, 1}};
+    SCOPED_TRACE(s.describe());
+    AttentionCase c(s, random);
+    for (const int megabytes : {64, 32, 10, 6}) {
+      cuda::KernelContext context = test_context();
+      context.workspace_bytes = size_t(megabytes) << 20;
+      c.poison();
+      cuda::launch_attention(c.args(), context);
+      cuda_ok(cudaDeviceSynchronize(), "attention");
+      const auto difference = compare_sampled(c, c.output(), 12, 20000, random);
+      EXPECT_FALSE(difference.has_value()) << megabytes << ": " << *difference;
+    }
+  }
+}
+
 void launch_generic(const AttentionArgs& args, const cuda::KernelContext& context) {
   cuda::launch_attention_generic(args, context);
 }

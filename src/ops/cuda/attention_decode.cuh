@@ -1154,7 +1154,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kMinCtas)
   // Nothing is sent to a CTA that does not wait for it, so each may end by itself.
 }
 
-// Of the device's pointers and the plan's numbers, what the kernel needs; shared with attention_decode.cu.
+// Of the device's pointers and the plan's numbers, what the kernel needs.
 template <typename C>
 void launch_config(const AttentionArgs& args, int units, int cluster, const KernelContext& context) {
   const KvCacheView& cache = args.cache;
@@ -1184,6 +1184,19 @@ void launch_config(const AttentionArgs& args, int units, int cluster, const Kern
   shape.shared_bytes = sizeof(Shared<C>);
   allow_shared_memory("attention_decode", attention_decode<C>, shape.shared_bytes);
   launch("attention_decode", attention_decode<C>, shape, context.stream, params);
+}
+
+template <int kHeadDim, bool kFp8>
+void launch_dim(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context) {
+  const int units = static_cast<int>(plan.units);
+  if constexpr (attention_decode_clusters(kHeadDim, kFp8)) {
+    if (plan.cluster > 1 && plan.query_tiles == 1) {
+      return launch_config<Config<kHeadDim, 1, true, kFp8>>(args, units, plan.cluster, context);
+    }
+    if (plan.cluster > 1) return launch_config<Config<kHeadDim, 2, true, kFp8>>(args, units, plan.cluster, context);
+  }
+  if (plan.query_tiles == 1) return launch_config<Config<kHeadDim, 1, false, kFp8>>(args, units, 1, context);
+  launch_config<Config<kHeadDim, 2, false, kFp8>>(args, units, 1, context);
 }
 
 }  // namespace decode

@@ -2,9 +2,6 @@
 
 namespace isobit::cuda::decode {
 
-template void launch_config<Config<128, 1, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
-template void launch_config<Config<128, 1, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
-template void launch_config<Config<128, 2, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
-template void launch_config<Config<128, 2, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
+template void launch_dim<128, false>(const AttentionArgs&, const AttentionPlan&, const KernelContext&);
 
 }  // namespace isobit::cuda::decode

@@ -2,9 +2,6 @@
 
 namespace isobit::cuda::decode {
 
-template void launch_config<Config<256, 1, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
-template void launch_config<Config<256, 1, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
-template void launch_config<Config<256, 2, false, false>>(const AttentionArgs&, int, int, const KernelContext&);
-template void launch_config<Config<256, 2, true, false>>(const AttentionArgs&, int, int, const KernelContext&);
+template void launch_dim<256, false>(const AttentionArgs&, const AttentionPlan&, const KernelContext&);
 
 }  // namespace isobit::cuda::decode

@@ -2,9 +2,6 @@
 
 namespace isobit::cuda::decode {
 
-template void launch_config<Config<64, 1, false, true>>(const AttentionArgs&, int, int, const KernelContext&);
-template void launch_config<Config<64, 1, true, true>>(const AttentionArgs&, int, int, const KernelContext&);
-template void launch_config<Config<64, 2, false, true>>(const AttentionArgs&, int, int, const KernelContext&);
-template void launch_config<Config<64, 2, true, true>>(const AttentionArgs&, int, int, const KernelContext&);
+template void launch_dim<64, true>(const AttentionArgs&, const AttentionPlan&, const KernelContext&);
 
 }  // namespace isobit::cuda::decode

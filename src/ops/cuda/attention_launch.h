@@ -26,6 +26,12 @@ inline ScoreScale score_scale(const AttentionArgs& args) {
 void launch_attention_generic(const AttentionArgs& args, const KernelContext& context, int least_rows = 0);
 // The requests of up to kAttentionDecodeRows rows.
 void launch_attention_decode(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context);
+namespace decode {
+// The same over caches of one head_dim and type; instantiated in attention_decode_<head_dim>_<type>.cu, so that they
+// compile side by side.
+template <int kHeadDim, bool kFp8>
+void launch_dim(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context);
+}  // namespace decode
 // The others; all, where the plan has no decode part.
 void launch_attention_prefill(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context);
 

@@ -27,7 +27,7 @@ bool alike(const AttentionArgs& a) { return a.tokens == static_cast<int64_t>(a.r
 // What the copy engine and the tile shapes of both kernels ask.
 bool fast_kernels_take(const AttentionArgs& a) {
   const int d = a.cache.head_dim;
-  const bool known = d == 64 || d == 128 || (d == 256 && !is_fp8(a));
+  const bool known = d == 64 || d == 128 || d == 256;
   return known && a.type == DType::kBF16 && (a.cache.type == a.type || is_fp8(a)) && a.cache.page_size % 16 == 0 &&
          a.tree_parent == nullptr && a.requests <= 512;
 }
@@ -45,7 +45,9 @@ bool plan_decode(const AttentionArgs& a, const AttentionResources& resources, At
   if (alike(a)) tiles = std::min(tiles, a.requests * ceil_div(rows, tile_rows));
   plan.units = tiles * a.cache.kv_heads * supers;
   // Too few units to fill the GPU: four CTAs share one, or eight while all such clusters find room at once.
-  if (plan.units * 2 <= resources.sm_count) plan.cluster = plan.units * 5 <= resources.sm_count ? 8 : 4;
+  if (plan.units * 2 <= resources.sm_count && attention_decode_clusters(d, is_fp8(a))) {
+    plan.cluster = plan.units * 5 <= resources.sm_count ? 8 : 4;
+  }
   const int64_t bytes = plan.units * tile_rows * (d + 2) * 4;
   if (supers > 1 && (bytes > resources.workspace_bytes || plan.units > resources.counters)) return false;
   plan.decode = true;
@@ -91,7 +93,7 @@ int requests_together(const AttentionArgs& a, const AttentionPlan& plan, int sm_
 bool plan_prefill(const AttentionArgs& a, const AttentionResources& resources, AttentionPlan& plan) {
   const int d = a.cache.head_dim;
   const int64_t group = a.q_heads / a.cache.kv_heads;
-  if (group > 64 || a.soft_cap > 0.0f || a.mask != nullptr || is_fp8(a)) return false;
+  if (group > 64 || a.soft_cap > 0.0f || a.mask != nullptr) return false;
   const auto tiles = [&](int warpgroups) {
     const int64_t tokens = kAttentionPrefillCluster * (64 * warpgroups / group);
     return alike(a) ? a.requests * ceil_div(a.max_query, tokens) : a.tokens / tokens + a.requests;
@@ -113,18 +115,53 @@ bool plan_prefill(const AttentionArgs& a, const AttentionResources& resources, A
   return true;
 }
 
+// Over an FP8 cache: as many requests, then as many KV heads at a time, as the workspace has room for.
+bool plan_widened(const AttentionArgs& a, const AttentionResources& resources, AttentionPlan& plan) {
+  const int group = a.q_heads / a.cache.kv_heads;
+  int requests = most_prefill_requests(a, plan), heads = a.cache.kv_heads;
+  for (;;) {
+    AttentionArgs part = a;
+    part.cache.type = a.type, part.cache.kv_heads = heads, part.q_heads = heads * group;
+    AttentionResources rest = resources;
+    rest.workspace_bytes -= widened_cache(a, requests, heads).bytes;
+    if (rest.workspace_bytes >= 0 && plan_prefill(part, rest, plan)) break;
+    if (requests == 1 && heads == 1) return false;
+    int& fewer = requests > 1 ? requests : heads;
+    fewer = (fewer + 1) / 2;
+  }
+  plan.widened_requests = requests, plan.widened_heads = heads;
+  return true;
+}
+
 }  // namespace
+
+int most_prefill_requests(const AttentionArgs& a, const AttentionPlan& plan) {
+  const int64_t group = a.q_heads / a.cache.kv_heads,
+                least_tokens = ceil_div(std::max(least_prefill_rows(plan), 1), group);
+  return static_cast<int>(std::clamp<int64_t>(a.tokens / least_tokens, 1, a.requests));
+}
+
+WidenedCache widened_cache(const AttentionArgs& a, int requests, int heads) {
+  WidenedCache w;
+  w.page_size = ceil_div(std::max(a.max_kv, 1), kWidenedKeys) * kWidenedKeys;
+  w.bytes_each = requests * heads * w.page_size * a.cache.head_dim * 2;
+  w.bytes = 2 * w.bytes_each + ceil_div(a.requests * 4, 1024) * 1024;
+  return w;
+}
 
 AttentionPlan plan_attention(const AttentionArgs& a, const AttentionResources& resources) {
   AttentionPlan plan;
   if (!fast_kernels_take(a)) return plan;
-  const int64_t group = a.q_heads / a.cache.kv_heads, rows = a.max_query * group;
-  if (rows <= kAttentionDecodeRows) {
-    if (!plan_decode(a, resources, plan)) plan_prefill(a, resources, plan);  // which folds within a CTA
-    return plan;
+  const int64_t rows = static_cast<int64_t>(a.max_query) * (a.q_heads / a.cache.kv_heads);
+  const bool few = rows <= kAttentionDecodeRows;
+  // Of few rows all, or those among requests of many.
+  if (few || !alike(a)) plan_decode(a, resources, plan);
+  if (few && plan.decode) return plan;
+  if (is_fp8(a)) {
+    plan_widened(a, resources, plan);
+  } else {
+    plan_prefill(a, resources, plan);
   }
-  // Requests of few rows among the long ones, which with an FP8 cache are the generic kernel's.
-  if ((plan_prefill(a, resources, plan) || is_fp8(a)) && !alike(a)) plan_decode(a, resources, plan);
   return plan;
 }
 

@@ -22,12 +22,14 @@ namespace isobit::cuda {
 
 struct PrefillParams {
   CUtensorMap q, k, v;
-  AttentionArgs args;
-  ScoreScale score;
+  AttentionArgs args;       // of the heads that this launch takes; q_heads is the stride of a token
+  ScoreScale score;         // over a cache without scales
+  int group;                // heads of a KV head
   int box_rows, box_shift;  // keys of a box, a power of two, and its exponent
   int cta_tokens;           // tokens of a CTA's part of a tile: its rows / heads of a KV head
   int min_rows;             // requests with fewer rows are another kernel's
   int together;             // TileOrder's
+  bool widened;             // the cache is a part of an FP8 one, widened, a page a request
   float* folded;            // [CTAs, rows, head_dim], where shared memory has no room for it
   // Split: a tile's super-blocks are units of their own, and attention_fold puts them together.
   bool split;
@@ -97,6 +99,10 @@ __device__ inline int first_key(const AttentionArgs& a, int position) {
   return a.window > 0 ? max(0, position - a.window + 1) : 0;
 }
 
+__device__ inline float value_scale(const AttentionArgs& a, int head) {
+  return a.cache.v_scale == nullptr ? 1.0f : a.cache.v_scale[head];
+}
+
 // Units of a tile of this request.
 __device__ inline int supers_of(const PrefillParams& params, int kv_len, int added) {
   if (!params.split || kv_len <= 0) return 1;
@@ -114,7 +120,8 @@ __device__ inline void count_tiles(const PrefillParams& params, int group, int32
     int sum = 0;
     if (b < a.requests) {
       const int added = a.query_start[b + 1] - a.query_start[b];
-      if (added * group >= params.min_rows) {
+      const bool here = !params.widened || a.page_table[b] >= 0;  // or another launch takes it
+      if (added * group >= params.min_rows && here) {
         sum = (added + kCluster * params.cta_tokens - 1) / (kCluster * params.cta_tokens) *
               supers_of(params, a.kv_len[b], added);
       }
@@ -374,6 +381,7 @@ class Consumer {
       q_phase_ ^= 1;
       if (t.rows == kNoMore) return;
       if (t.begin < t.end) {
+        factor_ = score_of(t).factor;
         attend(t);
         finish(t);
       } else {
@@ -403,6 +411,12 @@ class Consumer {
     return {first_key(a_, position), a_.causal ? position : t.kv_len - 1,
             !C::kExtras || a_.mask == nullptr ? nullptr
                                               : a_.mask + static_cast<int64_t>(t.query_start + token) * a_.mask_stride};
+  }
+
+  // Over an FP8 cache's keys and values, widened, the head's scales join the factor and the last division.
+  __device__ ScoreScale score_of(const Tile& t) const {
+    if (a_.cache.k_scale == nullptr) return params_.score;
+    return score_scale(numerics::scale_of_cached(a_.scale, a_.soft_cap, a_.cache.k_scale[t.head], 1.0f));
   }
 
   // Waits for this warpgroup's turn at the tensor cores, and passes it on.
@@ -502,7 +516,7 @@ class Consumer {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           float& p = scores_[8 * j + i / 2 * 4 + 2 * h + i % 2];
-          p = ex2(__fmaf_rn(p, params_.score.factor, r[h]));
+          p = ex2(__fmaf_rn(p, factor_, r[h]));
           v[i] = p;
         }
         const float u = __fadd_rn(__fadd_rn(v[0], v[2]), __fadd_rn(v[1], v[3]));
@@ -513,7 +527,7 @@ class Consumer {
 
   // attention_grow by selection.
   __device__ float grow(float& r, float block_max) const {
-    const float b = __fmul_rn(block_max, params_.score.factor);
+    const float b = __fmul_rn(block_max, factor_);
     const bool up = b > r;
     const float alpha = ex2(__fsub_rn(r, b));
     r = up ? b : r;
@@ -710,7 +724,7 @@ class Consumer {
       if (a_.sinks != nullptr) {
         folded_l_[h] = attention_sink(folded_l_[h], a_.sinks[t.head * group_ + row_of(h) % group_], folded_r_[h]);
       }
-      inv_[h] = __fdiv_rn(1.0f, folded_l_[h]);
+      inv_[h] = __fdiv_rn(value_scale(a_, t.head), folded_l_[h]);
     }
   }
 
@@ -799,6 +813,7 @@ class Consumer {
   uint32_t q_address_, k_address_, v_address_;
   uint32_t other_shared_;  // of lane's CTA in the cluster
   uint32_t row_token_;     // row / group of the thread's two rows
+  float factor_;           // of the tile's scores
   float alpha_[2];         // of the last block: what O is still to be multiplied with
   float r_[2], l_[2], folded_r_[2], folded_l_[2], inv_[2];
   float scores_[C::kBlock / 2];
@@ -812,8 +827,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_prefill(const __grid
   Shared<C>& s = *reinterpret_cast<Shared<C>*>(raw);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   constexpr int kProducer = C::kWgs * 4;
-  const AttentionArgs& a = params.args;
-  const int group = a.q_heads / a.cache.kv_heads;
+  const int group = params.group;
   if (warp == kProducer && lane == 0) {
     hopper::prefetch_tensor_map(&params.q);
     hopper::prefetch_tensor_map(&params.k);
@@ -858,7 +872,7 @@ template <typename C>
 __global__ void __launch_bounds__(kFoldThreads) attention_fold_kernel(const __grid_constant__ PrefillParams params) {
   extern __shared__ int32_t tile_start[];
   const AttentionArgs& a = params.args;
-  const int group = a.q_heads / a.cache.kv_heads;
+  const int group = params.group;
   hopper::wait_for_predecessors();
   hopper::launch_dependents();
   if (threadIdx.x < 32) count_tiles(params, group, tile_start);
@@ -900,7 +914,7 @@ __global__ void __launch_bounds__(kFoldThreads) attention_fold_kernel(const __gr
     float inv = 0.0f;
     if (r != minus_inf()) {
       if (a.sinks != nullptr) l = attention_sink(l, a.sinks[head], r);
-      inv = __fdiv_rn(1.0f, l);
+      inv = __fdiv_rn(value_scale(a, t.head), l);
     }
     const auto value = [&](int e) { return r == minus_inf() ? 0.0f : __fadd_rn(__fmul_rn(o[e], inv), 0.0f); };
     const int64_t token = t.query_start + t.first_token + row / group;
@@ -910,24 +924,26 @@ __global__ void __launch_bounds__(kFoldThreads) attention_fold_kernel(const __gr
 }
 
 template <typename C>
-void launch_config(const AttentionArgs& args, const AttentionPlan& plan, const KernelContext& context) {
+void launch_config(const AttentionArgs& args, int group, const AttentionPlan& plan, const KernelContext& context) {
   const KvCacheView& cache = args.cache;
-  const int group = args.q_heads / cache.kv_heads;
   const int page_rows = cache.page_size & -cache.page_size;  // largest power of two that divides a page
   PrefillParams params = {};
   params.args = args;
   params.score = score_scale(args);
+  params.group = group;
   params.box_rows = std::min(page_rows, C::kBlock / kCluster);
   params.box_shift = std::countr_zero(static_cast<unsigned>(params.box_rows));
   params.cta_tokens = C::kRows / group;
   params.together = plan.together;
-  params.min_rows = plan.decode ? kAttentionDecodeRows + 1 : 0;
+  params.min_rows = least_prefill_rows(plan);
+  params.widened = plan.widened_heads > 0;
   params.folded = static_cast<float*>(context.workspace);
   params.split = plan.split;
   params.partial_o = params.folded;
   params.partial_rl = params.partial_o + plan.tiles * cache.kv_heads * kCluster * C::kRows * C::kDim;
   const auto type = C::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const uint64_t q_dims[3] = {C::kDim, static_cast<uint64_t>(args.q_heads), static_cast<uint64_t>(args.tokens)};
+  const uint64_t q_dims[3] = {C::kDim, static_cast<uint64_t>(cache.kv_heads * group),
+                              static_cast<uint64_t>(args.tokens)};
   const uint64_t q_strides[2] = {C::kDim * 2, static_cast<uint64_t>(args.q_heads) * C::kDim * 2};
   const uint32_t q_box[3] = {64, static_cast<uint32_t>(group), static_cast<uint32_t>(params.cta_tokens)};
   params.q = tensor_map(type, 3, args.q, q_dims, q_strides, q_box, CU_TENSOR_MAP_SWIZZLE_128B);

@@ -2,6 +2,7 @@
 
 namespace isobit::cuda::prefill {
 
-template void launch_config<Config<64, 3, false>>(const AttentionArgs&, const AttentionPlan&, const KernelContext&);
+template void launch_config<Config<64, 3, false>>(const AttentionArgs&, int, const AttentionPlan&,
+                                                  const KernelContext&);
 
 }  // namespace isobit::cuda::prefill
