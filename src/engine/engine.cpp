@@ -578,7 +578,7 @@ void Engine::accept(Part& part, const Sampled& from) {
   int32_t draft = -1;  // the last one that proved right
   do {
     const int32_t row = part.sample_row + 1 + draft, position = part.start + part.kept();
-    if (draft >= 0 && flags[static_cast<size_t>(part.count + draft)] != 0)
+    if (draft >= 0 && flags[static_cast<size_t>(part.count) + static_cast<size_t>(draft)] != 0)
       return finish(s, FinishReason::kError, not_finite_keys(position - 1));
     if (from.status[static_cast<size_t>(row)] != kSampled) {
       const bool stuck = s.mask && masks_->dead_end(row);
