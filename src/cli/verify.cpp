@@ -211,7 +211,7 @@ struct Backends {
 };
 
 void print_row(const VerifyRow& r) {
-  std::cout << fmt::format("  {:<30} {:>4} answers {:>6} positions {:>5} logit rows {:>6.1f} s  {}{}\n", r.setting.name,
+  std::cout << fmt::format("  {:<35} {:>4} answers {:>6} positions {:>5} logit rows {:>6.1f} s  {}{}\n", r.setting.name,
                            r.answers, r.positions, r.logit_rows, r.seconds,
                            r.differences.empty() ? "equal" : "DIFFERENT",
                            r.setting.brief ? " (prompts of up to 128 tokens, 4 decoded, greedy)" : "");
