@@ -64,7 +64,12 @@ struct Config {
   static constexpr int kMinCtas = 2;
   static constexpr int kSharedBytes = (228 / kMinCtas - 1) * 1024;
   // Keys of a phase: few, so that what is kept of them is small. The most that share_of gives one of four CTAs.
-  static constexpr int kPhase = kShared ? (kSuper * 5 / 16 + 127) / 128 * 128 : kDim > 128 && kNt == 1 ? 512 : 256;
+  static constexpr int kPhase = kShared                  ? (kSuper * 5 / 16 + 127) / 128 * 128
+                                : kNt > 1 || kDim == 128 ? 256
+                                : kDim < 128             ? 512
+                                                         : 320;
+  // A unit's phases are alike, where that is worth a division: blocks of 64 keys.
+  static constexpr bool kEven = !kShared && kDim > 128;
   static constexpr int kBlock = numerics::attention_block(kDim), kBlocks = kPhase / kBlock;
   static constexpr int kUnitBlocks = kShared ? kSuper / kBlock : kBlocks;  // whose maxima are known at once
   static constexpr int kGroups = kPhase / kGroupKeys, kBlockGroups = kBlock / kGroupKeys;
@@ -129,18 +134,25 @@ __device__ inline Phase share_of(const Unit& unit, int rank, int ranks) {
 
 template <typename C>
 __device__ inline Phase phase_at(const Unit& unit, int origin) {
-  return {origin, max(unit.keys_begin, origin), min(unit.keys_end, origin + C::kPhase)};
+  int keys = C::kPhase;
+  if constexpr (C::kEven) {
+    const int blocks = max((unit.keys_end - origin + C::kBlock - 1) / C::kBlock, 1);
+    const int phases = (blocks + C::kBlocks - 1) / C::kBlocks;
+    keys = (blocks + phases - 1) / phases * C::kBlock;
+  }
+  return {origin, max(unit.keys_begin, origin), min(unit.keys_end, origin + keys)};
 }
 template <typename C>
 __device__ inline Phase first_phase(const Unit& unit, int rank, int ranks) {
   if constexpr (C::kShared) return share_of<C>(unit, rank, ranks);
-  return phase_at<C>(unit, unit.keys_begin / C::kPhase * C::kPhase);
+  constexpr int kStep = C::kEven ? C::kBlock : C::kPhase;
+  return phase_at<C>(unit, unit.keys_begin / kStep * kStep);
 }
 // The next one; has no keys if there is none.
 template <typename C>
 __device__ inline Phase phase_after(const Unit& unit, const Phase& phase) {
   if constexpr (C::kShared) return {phase.end, phase.end, phase.end};
-  return phase_at<C>(unit, phase.origin + C::kPhase);
+  return phase_at<C>(unit, (phase.end + C::kBlock - 1) / C::kBlock * C::kBlock);
 }
 __device__ inline bool has_keys(const Phase& phase) { return phase.begin < phase.end; }
 
