@@ -130,6 +130,7 @@ std::vector<VerifySetting> Verifier::settings() const {
   std::vector<VerifySetting> all;
   std::vector<int32_t> batches;
   std::ranges::copy_if(options_.batches, std::back_inserter(batches), [](int32_t b) { return b > 1; });
+  all.reserve(batches.size());
   for (const int32_t b : batches) all.push_back({.name = fmt::format("batch of {}", b), .batch = b});
   if (batches.empty()) batches = {kFewAtOnce};
   const std::vector<int32_t>& chunks = options_.chunks;

@@ -386,7 +386,7 @@ void RunFast(const GemmJob& job, const PanelPair& p, int first, int64_t begin, i
 void RunSlice(const GemmJob& job, PanelPair& p, int64_t begin, int64_t end, int64_t k, int64_t steps, GemmScratch& s) {
   bool fast = true;
   for (int i = 0; i < p.count; i++) {
-    const size_t at = static_cast<size_t>(i * kSlice / kMostPanels * kPanel);
+    const size_t at = static_cast<size_t>(i) * (kSlice / kMostPanels * kPanel);
     UnpackSlice(*p.panel[i], k / kGroup, (steps + 1) / 2, s.w + at, s.exponent + at);
     p.slice[i] = {s.w + at, s.exponent + at};
     RunGeneral(job, *p.panel[i], begin, end, k, steps, s.w + at, s.w16, p.acc[i]);
