@@ -7,6 +7,7 @@
 #include "engine/tiny_model.h"
 #include "engine/trail.h"
 #include "models/registry.h"
+#include "numerics/testing.h"
 
 namespace isobit::test {
 namespace {
@@ -63,6 +64,7 @@ TEST(Speculation, GivesWayToLoad) {
 // A text that is mostly copied: the same answer in two thirds of the steps, or fewer. How long the steps take is not a
 // test's to say; with few rows a step it is hardly longer than plain decoding's.
 TEST(Speculation, CopyingTakesFewerSteps) {
+  if (testing::kSanitized) GTEST_SKIP() << "counts steps, which a sanitizer changes nothing of; a minute there";
   const std::filesystem::path path =
       std::filesystem::path(cache_folder()) / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf";
   if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is not there; scripts/quickstart fetches it";
