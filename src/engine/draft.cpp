@@ -93,8 +93,9 @@ std::vector<int32_t> lookup_draft(std::span<const int32_t> tokens, int32_t most)
 // The first way on takes its length; the others share what is left, so that no one of them takes it all.
 Drafts lookup_tree(std::span<const int32_t> tokens, int32_t length, int32_t most, int32_t branches) {
   Drafts drafts = Drafts::chain(lookup_draft(tokens, std::min(length, most)));
-  if (drafts.empty()) return drafts;
-  const int32_t share = std::max(1, (most - drafts.size()) / std::max(1, branches - 1));
+  // Only trees look at the whole text: a chain's search ends at the first place of the longest ending.
+  if (drafts.empty() || branches <= 1) return drafts;
+  const int32_t share = std::max(1, (most - drafts.size()) / (branches - 1));
   for (const Place& place : places(tokens)) {
     if (branches <= 1 || drafts.size() >= most) break;
     int32_t node = -1, added = 0;

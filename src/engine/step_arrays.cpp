@@ -75,10 +75,6 @@ void StepArrays::start(const StepShape& shape, int32_t logit_rows) {
   drawn_ = false;
 }
 
-void StepArrays::add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens) {
-  add_request(pages, position, tokens, {});
-}
-
 // A token's key lies where it stands among the new tokens; its position is its parent's and one.
 void StepArrays::add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens,
                              std::span<const int32_t> tree_parents) {

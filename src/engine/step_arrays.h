@@ -40,11 +40,10 @@ class StepArrays {
   struct Pages {
     std::span<const PageId> all, window;
   };
-  // The next request's tokens, from `position` on. One of -2 - r is what row r of the step before has sampled.
-  void add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens);
-  // The same, its last tokens a tree behind those before: tree_parents[i] is among them, or -1.
+  // The next request's tokens, from `position` on. One of -2 - r is what row r of the step before has sampled. The last
+  // ones may be a tree behind those before: tree_parents[i] is among them, or -1.
   void add_request(const Pages& pages, int32_t position, std::span<const int32_t> tokens,
-                   std::span<const int32_t> tree_parents);
+                   std::span<const int32_t> tree_parents = {});
   // Of the step's token-th token.
   int32_t position(int32_t token) const { return position_[static_cast<size_t>(token)]; }
   // Sampled row `row`: after the step's `token`-th token, by the sampler's `slot`, for `position`.

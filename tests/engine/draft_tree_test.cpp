@@ -2,11 +2,11 @@
 // tokens, log-probabilities and digests of every row of logits, which depend on all keys and values before them.
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cstdlib>
 #include <random>
 
 #include "engine/tiny_model.h"
+#include "engine/trail.h"
 #include "numerics/testing.h"
 
 namespace isobit::test {
@@ -39,25 +39,10 @@ std::unique_ptr<Engine> tree_engine(const TinyFile& file, const EngineOptions& o
   return std::make_unique<Engine>(make_backend({device != nullptr ? device : "cpu", 1, ""}), file.file(), options);
 }
 
-std::vector<Result> answers(Engine& engine, const std::vector<Request>& requests) {
-  std::vector<RequestId> ids;
-  for (const Request& r : requests) ids.push_back(engine.submit(r));
-  engine.run_until_idle();
-  std::vector<Result> all;
-  for (const RequestId id : ids) all.push_back(engine.take(id).value());
-  return all;
-}
-
 void expect_equal(const Result& want, const Result& got) {
   ASSERT_EQ(got.reason, want.reason) << got.error;
   ASSERT_EQ(got.tokens.size(), want.tokens.size());
-  for (size_t i = 0; i < got.tokens.size(); i++) {
-    ASSERT_EQ(got.tokens[i].token, want.tokens[i].token) << "token " << i;
-    ASSERT_EQ(got.tokens[i].position, want.tokens[i].position);
-    ASSERT_EQ(std::bit_cast<uint32_t>(got.tokens[i].logprob), std::bit_cast<uint32_t>(want.tokens[i].logprob));
-    ASSERT_EQ(got.tokens[i].top, want.tokens[i].top);
-    ASSERT_EQ(got.tokens[i].logits_digest, want.tokens[i].logits_digest) << "logits of token " << i;
-  }
+  expect_same_tokens(want, got);
 }
 
 EngineOptions with_trees(int32_t branches) {

@@ -75,14 +75,7 @@ void expect_as_alone(const Result& want, const Result& got, const std::string& w
     EXPECT_EQ(got.reason, want.reason);
     EXPECT_EQ(got.tokens.size(), want.tokens.size());
   }
-  ASSERT_LE(got.tokens.size(), want.tokens.size());
-  for (size_t i = 0; i < got.tokens.size(); i++) {
-    ASSERT_EQ(got.tokens[i].token, want.tokens[i].token) << "token " << i;
-    ASSERT_EQ(got.tokens[i].position, want.tokens[i].position);
-    ASSERT_EQ(std::bit_cast<uint32_t>(got.tokens[i].logprob), std::bit_cast<uint32_t>(want.tokens[i].logprob));
-    ASSERT_EQ(got.tokens[i].top, want.tokens[i].top);
-    ASSERT_EQ(got.tokens[i].logits_digest, want.tokens[i].logits_digest) << "logits of token " << i;
-  }
+  expect_same_tokens(want, got);
 }
 
 EngineOptions random_options(Random& random, const std::shared_ptr<const Checkpoint>& same,

@@ -65,6 +65,28 @@ inline void run_checked(Engine& engine) {
   EXPECT_EQ(s.running + s.waiting, 0);
 }
 
+// Runs the requests together.
+inline std::vector<Result> answers(Engine& engine, const std::vector<Request>& requests) {
+  std::vector<RequestId> ids;
+  for (const Request& r : requests) ids.push_back(engine.submit(r));
+  run_checked(engine);
+  std::vector<Result> all;
+  for (const RequestId id : ids) all.push_back(engine.take(id).value());
+  return all;
+}
+
+// Each token that `got` has is that of `want`, with its position, log-probabilities and digest of logits.
+inline void expect_same_tokens(const Result& want, const Result& got) {
+  ASSERT_LE(got.tokens.size(), want.tokens.size());
+  for (size_t i = 0; i < got.tokens.size(); i++) {
+    ASSERT_EQ(got.tokens[i].token, want.tokens[i].token) << "token " << i;
+    ASSERT_EQ(got.tokens[i].position, want.tokens[i].position);
+    ASSERT_EQ(std::bit_cast<uint32_t>(got.tokens[i].logprob), std::bit_cast<uint32_t>(want.tokens[i].logprob));
+    ASSERT_EQ(got.tokens[i].top, want.tokens[i].top);
+    ASSERT_EQ(got.tokens[i].logits_digest, want.tokens[i].logits_digest) << "logits of token " << i;
+  }
+}
+
 // Runs the requests together and returns their trails.
 inline std::vector<Trail> play(Engine& engine, const std::vector<Request>& requests) {
   std::vector<Trail> trails(requests.size());

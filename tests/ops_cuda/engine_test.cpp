@@ -47,11 +47,8 @@ class GpuEngine : public ::testing::Test {
   }
   // All together; each one's tokens and bits of log-probabilities.
   static std::vector<Trail> run(Engine& engine, const std::vector<Request>& requests) {
-    std::vector<RequestId> ids;
-    for (const Request& r : requests) ids.push_back(engine.submit(r));
-    run_checked(engine);
-    std::vector<Trail> trails(ids.size());
-    for (size_t i = 0; i < ids.size(); i++) settle(trails[i], engine.take(ids[i]).value());
+    std::vector<Trail> trails;
+    for (const Result& r : answers(engine, requests)) settle(trails.emplace_back(), r);
     return trails;
   }
   static void expect_equal(const std::vector<Trail>& want, const std::vector<Trail>& got, const std::string& what) {
